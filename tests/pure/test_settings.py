@@ -1,6 +1,7 @@
 """What a good configuration means: defaults, overrides, places, durations and the schema that editors read."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
@@ -19,6 +20,7 @@ from msgspec import Struct, structs
 from sds_agent.authority import registry
 from sds_agent.authority.embedded import EmbeddedSettings
 from sds_agent.cli import run
+from sds_agent.config.changes import difference
 from sds_agent.config.conflicts import conflicts
 from sds_agent.config.loading import load
 from sds_agent.config.schema import FILE, json_schema
@@ -237,6 +239,30 @@ def test_a_user_without_home_and_runtime_directory_still_gets_places(useless: st
     last = f"/tmp/sds-agent-{UID}"
     assert places(UID) == (f"{last}/sds.sock", f"{last}/state")
     assert places(UID, HOME=useless, XDG_RUNTIME_DIR=useless) == (f"{last}/sds.sock", f"{last}/state")
+
+
+def test_a_reload_keeps_the_default_places_that_the_start_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home on another machine's disk may be read-only by then. No file that says nothing of places changes them."""
+    monkeypatch.setattr(os, "geteuid", lambda: UID)
+    for variable in ("XDG_RUNTIME_DIR", "HOME"):
+        (tmp_path / variable).mkdir()
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    for variable in ("XDG_STATE_HOME", "STATE_DIRECTORY", "RUNTIME_DIRECTORY"):
+        monkeypatch.delenv(variable, raising=False)
+    file = tmp_path / "sds-agent.yaml"
+    file.write_text(MINIMAL)
+    before = load(file, os.environ)
+    assert before.settings.state_dir == tmp_path / "HOME/.local/state/sds-agent"
+    assert before.settings.sds.socket == tmp_path / "XDG_RUNTIME_DIR/sds-agent/sds.sock"
+    arguments = run.plain([str(file)])
+    assert arguments is not None
+    source = run.config_source(before, arguments)
+    assert source is not None
+    for variable in ("XDG_RUNTIME_DIR", "HOME"):
+        (tmp_path / variable).rmdir()
+    assert not difference(before.settings, source.load())
 
 
 # Environment variables

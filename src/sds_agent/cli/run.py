@@ -15,7 +15,7 @@ from msgspec import structs
 from sds_agent import log
 from sds_agent.cli import output
 from sds_agent.cli.config_file import add_file, chosen, chosen_or_found, report_passed_over
-from sds_agent.config.defaults import absolute
+from sds_agent.config.defaults import NO_PLACES, Places, absolute
 from sds_agent.config.loading import Loaded, load
 from sds_agent.deferral import deferred
 from sds_agent.hardening import keep_memory_private
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import argparse
 
     from sds_agent.cli.config_file import Arguments
+    from sds_agent.config.settings import Settings
     from sds_agent.live.origin import ConfigSource
 
 LOG = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def run(arguments: "Arguments") -> int:
 
         from sds_agent import app  # noqa: PLC0415 - likewise
 
-    origin = _origin(loaded, arguments)
+    origin = config_source(loaded, arguments)
     loaded = structs.replace(loaded, content=b"")  # it may be large, and nobody needs it any more
     gc.freeze()
     try:
@@ -115,12 +116,13 @@ def _shown_once_ready(loaded: Loaded, form: log.Format) -> AbstractContextManage
     return shown_once_ready(loaded, form)
 
 
-def _load(arguments: "Arguments", file: Path | None, *, waits: bool = True) -> Loaded:
+def _load(arguments: "Arguments", file: Path | None, *, waits: bool = True, places: Places = NO_PLACES) -> Loaded:
+    socket = arguments.socket and absolute(arguments.socket)
     with deferred():
-        return load(file, os.environ, socket=arguments.socket and absolute(arguments.socket), waits=waits)
+        return load(file, os.environ, socket=socket, waits=waits, places=places)
 
 
-def _origin(loaded: Loaded, arguments: "Arguments") -> "ConfigSource | None":
+def config_source(loaded: Loaded, arguments: "Arguments") -> "ConfigSource | None":
     """What the configuration can be read from once more; None where it was made without a file, or came by a pipe."""
     from sds_agent.digest import sha256  # noqa: PLC0415 - with `app`
     from sds_agent.live.origin import ConfigSource  # noqa: PLC0415 - likewise
@@ -132,7 +134,12 @@ def _origin(loaded: Loaded, arguments: "Arguments") -> "ConfigSource | None":
     def relog(chosen: log.LogSettings) -> None:
         log.change(arguments.log_format or chosen.format, arguments.log_level or chosen.level)
 
-    return ConfigSource(file, lambda: _load(arguments, file, waits=False).settings, relog, sha256(loaded.content))
+    places = loaded.places  # and no more of what was loaded: it may be large
+
+    def again() -> "Settings":
+        return _load(arguments, file, waits=False, places=places).settings
+
+    return ConfigSource(file, again, relog, sha256(loaded.content))
 
 
 def _comes_once(file: Path) -> bool:

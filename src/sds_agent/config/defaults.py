@@ -11,6 +11,8 @@ import pwd
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
+from typing import TypeAlias
 
 from sds_agent.configfile.document import Document, Origin, working_directory
 from sds_agent.configfile.types import UnacceptableError, socket_path
@@ -20,6 +22,12 @@ NAME = "default"
 
 SOCKET_OPTION = "--socket"
 """The option that replaces sds.socket."""
+
+Place: TypeAlias = tuple[Path, Origin]
+"""A directory, and what decided it."""
+Places: TypeAlias = Mapping[str, Place]
+"""Those that were taken for keys that the file leaves out."""
+NO_PLACES: Places = MappingProxyType({})
 
 _ORIGIN = Origin("the defaults")
 _MACHINES = Path("/run/sds-agent")
@@ -55,18 +63,25 @@ def type_default_authority(document: Document, name: str) -> None:
                 document.origins["authorities", name, "type"] = _ORIGIN
 
 
-def fill_places(document: Document, environ: Mapping[str, str], uid: int) -> None:
-    """Fill in the socket and the state directory where they are left out."""
+def fill_places(
+    document: Document, environ: Mapping[str, str], uid: int, before: Places = NO_PLACES
+) -> dict[str, Place]:
+    """Fill in the socket and the state directory where they are left out; returns the directories that this took.
+
+    Those that were taken `before` are taken again: what a running agent uses does not move.
+    """
+    taken = dict[str, Place]()
     if "state_dir" not in document.tree:
-        directory, origin = state_directory(environ, uid)
+        directory, origin = taken["state_dir"] = before.get("state_dir") or state_directory(environ, uid)
         document.tree["state_dir"] = str(directory)
         document.origins["state_dir",] = origin
     sds = document.tree.setdefault("sds", {})
     if isinstance(sds, dict) and "socket" not in sds:
-        directory, origin = runtime_directory(environ, uid)
+        directory, origin = taken["sds.socket"] = before.get("sds.socket") or runtime_directory(environ, uid)
         sds["socket"] = str(directory / "sds.sock")
         document.origins["sds", "socket"] = origin
     _place_admin_socket(document)
+    return taken
 
 
 def replace_socket(document: Document, path: Path) -> None:
@@ -97,7 +112,7 @@ def _place_admin_socket(document: Document) -> None:
                 document.origins["admin", "socket"] = document.origin(("sds", "socket"))
 
 
-def runtime_directory(environ: Mapping[str, str], uid: int) -> tuple[Path, Origin]:
+def runtime_directory(environ: Mapping[str, str], uid: int) -> Place:
     """Where the socket goes, and the variable that decided it."""
     if made := _first(environ.get("RUNTIME_DIRECTORY", "")):
         return made, _from("RUNTIME_DIRECTORY")
@@ -129,7 +144,7 @@ def _is_of(uid: int, directory: Path) -> bool:
         return False
 
 
-def state_directory(environ: Mapping[str, str], uid: int) -> tuple[Path, Origin]:
+def state_directory(environ: Mapping[str, str], uid: int) -> Place:
     """Where state goes, and the variable that decided it."""
     if made := _first(environ.get("STATE_DIRECTORY", "")):
         return made, _from("STATE_DIRECTORY")

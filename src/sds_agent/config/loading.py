@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from sds_agent.config import defaults
 from sds_agent.config.conflicts import conflicts
-from sds_agent.config.defaults import SOCKET_OPTION
+from sds_agent.config.defaults import NO_PLACES, SOCKET_OPTION, Places
 from sds_agent.config.settings import ONLY_AUTHORITY, Settings
 from sds_agent.configfile import environment, reading
 from sds_agent.configfile.document import Document
@@ -20,7 +20,7 @@ ISTIO_SWITCH = "CA_ADDR"
 
 class Loaded(Struct, frozen=True):
     """Settings, and what they were made from: the file, if any, the names of the variables that set a key, and options
-    of the command; and what the file held.
+    of the command; what the file held; and the directories that keys have which nobody has set.
     """
 
     settings: Settings
@@ -28,6 +28,7 @@ class Loaded(Struct, frozen=True):
     variables: tuple[str, ...]
     options: tuple[str, ...] = ()
     content: bytes = b""
+    places: Places = NO_PLACES
 
     @property
     def source(self) -> str:
@@ -45,12 +46,13 @@ def load(
     socket: Path | None = None,
     read: tuple[Document, list[Problem]] | None = None,
     waits: bool = True,
+    places: Places = NO_PLACES,
 ) -> Loaded:
     """Read the file, or without one Istio's variables or the defaults, with the environment's overrides.
 
     `uid` is the agent's user; `socket`, an absolute path, is that of the option `--socket`; `read` is the file as
     `source.read` gave it, for a command that has read it already: a pipe gives its content once. For a command that
-    `waits` it may be a pipe.
+    `waits` it may be a pipe. `places` are those of what was loaded before, for a running agent.
 
     Relative paths start from the file's directory, without a file from the working directory. Raises ProblemsError with
     every problem there is.
@@ -63,7 +65,7 @@ def load(
     if path is None:
         defaults.name_default_workload(document)
     defaults.type_default_authority(document, ONLY_AUTHORITY)
-    defaults.fill_places(document, environ, os.geteuid() if uid is None else uid)
+    places = defaults.fill_places(document, environ, os.geteuid() if uid is None else uid, places)
     settings, found = reading.read(Settings, document)
     # although `found` may say that values are UNREAD: the user sees the problems of both at once
     problems += [document.place(problem) for problem in (*found, *conflicts(settings))]
@@ -73,7 +75,7 @@ def load(
     if problems:
         raise ProblemsError(problems)
     options = () if socket is None else (SOCKET_OPTION,)
-    return Loaded(settings, path, tuple(document.variables), options, document.content)
+    return Loaded(settings, path, tuple(document.variables), options, document.content, places)
 
 
 def _is_of_the_ca_server(document: Document) -> bool:
