@@ -307,6 +307,18 @@ MISTAKES = {
     "a number among the authorities": Mistake(
         f"{MINIMAL}    authority: [local, 7]\n", 5, "workloads[0].authority", "write it in quotes"
     ),
+    "the state's directory for a socket": Mistake(
+        f"{MINIMAL}state_dir: /run/a\nsds: {{socket: /run/b/../a}}\n",
+        6,
+        "sds.socket",
+        "is the path of state_dir too; give it one of its own, or leave it out",
+    ),
+    "the state's directory for another socket": Mistake(
+        f"{MINIMAL}state_dir: /run/a\nadmin: {{socket: /run/a/}}\n",
+        6,
+        "admin.socket",
+        "is the path of state_dir too; give it one of its own, or leave it out",
+    ),
     "one socket for Envoys and for people": Mistake(
         f"{MINIMAL}sds: {{socket: /run/a/s}}\nadmin: {{socket: /run/a/../a/s}}\n",
         6,

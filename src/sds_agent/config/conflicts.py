@@ -27,9 +27,9 @@ def conflicts(chosen: Settings) -> Iterator[Problem]:
     yield from _outputs(workloads)
     yield from _clients(workloads)
     yield from _encryption(chosen)
+    yield from _sockets(chosen)
     if was_read(chosen.admin):
         yield from unguarded(chosen.admin)
-        yield from _sockets(chosen)
     if was_read(chosen.telemetry):
         yield from without_extra(chosen.telemetry)
     if was_read(chosen.authorities):
@@ -39,11 +39,16 @@ def conflicts(chosen: Settings) -> Iterator[Problem]:
 
 
 def _sockets(chosen: Settings) -> Iterator[Problem]:
-    admin = chosen.admin.socket
-    if admin is None or not chosen.admin.enabled or not all(map(was_read, (admin, chosen.sds))):
-        return
-    if was_read(chosen.sds.socket) and os.path.normpath(admin) == os.path.normpath(chosen.sds.socket):
-        yield Problem(("admin", "socket"), "is the path of sds.socket too", "give it one of its own, or leave it out")
+    first = {os.path.normpath(chosen.state_dir): "state_dir"} if was_read(chosen.state_dir) else {}
+    found = {
+        "sds": was_read(chosen.sds) and chosen.sds.socket,
+        "admin": was_read(chosen.admin) and chosen.admin.enabled and chosen.admin.socket,
+    }
+    for section, socket in found.items():
+        key = f"{section}.socket"
+        if socket and (other := first.setdefault(os.path.normpath(socket), key)) != key:
+            fix = "give it one of its own, or leave it out"
+            yield Problem((section, "socket"), f"is the path of {other} too", fix)
 
 
 def _at(index: int, key: str) -> KeyPath:
