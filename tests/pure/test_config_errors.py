@@ -319,6 +319,9 @@ MISTAKES = {
         "admin.socket",
         "is the path of state_dir too; give it one of its own, or leave it out",
     ),
+    "an IPv6 address without brackets for a name": Mistake(
+        f"{MINIMAL}admin: {{hosts: ['::1']}}\n", 5, "admin.hosts[0]", "or an IP address such as 127.0.0.1 or [::1]"
+    ),
     "one socket for Envoys and for people": Mistake(
         f"{MINIMAL}sds: {{socket: /run/a/s}}\nadmin: {{socket: /run/a/../a/s}}\n",
         6,

@@ -452,6 +452,8 @@ def test_an_output_that_is_neither_is_said_in_words(tmp_path: Path) -> None:
         "sds: {files: [/]}",
         "sds: {socket: //}",
         "sds: {files: [//]}",
+        "admin: {hosts: ['https://agent.example']}",
+        "admin: {hosts: ['::1']}",
         "renewal: {fraction: 1}",
         "workloads: [{name: a, spiffe_id: spiffe://demo.example/a, output: [/run/certs]}]",
         "workloads: [{name: a, spiffe_id: spiffe://demo.example/a, output: {layout: istio}}]",

@@ -9,10 +9,11 @@ import msgspec
 from msgspec import Meta, Struct
 
 from sds_agent.configfile.listening import Listen
-from sds_agent.configfile.types import FileMode, FilePath, Mode, SocketPath, duration, filled_in, listing
+from sds_agent.configfile.types import FileMode, FilePath, Mode, SocketPath, duration, filled_in, listing, matching
 from sds_agent.errors import Problem
 
-HOST_PATTERN = r"[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]+\]"
+HOST_PATTERN = r"^([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]+\])$"
+HOST_ALLOWED = "a host name, or an IP address such as 127.0.0.1 or [::1]"
 
 
 class AdminSettings(Struct, frozen=True, kw_only=True):
@@ -45,7 +46,7 @@ class AdminSettings(Struct, frozen=True, kw_only=True):
         ),
     ] = False
     hosts: Annotated[
-        tuple[Annotated[str, Meta(pattern=HOST_PATTERN, extra={"allowed": "a host name or an IP address"})], ...],
+        tuple[Annotated[str, matching(HOST_PATTERN, HOST_ALLOWED)], ...],
         listing("names"),
         Meta(
             description="Names by which clients may call the server at address, beside localhost and the address "
