@@ -103,9 +103,8 @@ def _place_admin_socket(document: Document) -> None:
     match document.tree.get("sds"), document.tree.setdefault("admin", {}):
         case {"socket": str(socket)}, dict(admin) if "socket" not in admin and Path(socket).name:
             path = str(admin_socket(Path(socket)))
-            with suppress(
-                UnacceptableError
-            ):  # the reader says what is wrong with sds.socket; one beside it may be too long
+            # the reader says what is wrong with sds.socket; one beside it may be too long
+            with suppress(UnacceptableError):
                 for each in (socket, path):
                     socket_path(each, document.base)
                 admin["socket"] = path
