@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from fakes.ports import reserved_port
 from hypothesis import HealthCheck, settings
 
 from sds_agent.rpc import core
@@ -36,6 +37,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def anyio_backend() -> str:
     """The server is grpc.aio's, which runs on asyncio only."""
     return "asyncio"
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port of 127.0.0.1 at which nobody listens and that nobody else is given (`fakes.ports`)."""
+    with reserved_port() as reserved:
+        yield reserved
 
 
 @pytest.fixture(autouse=True)

@@ -87,9 +87,9 @@ async def test_the_password_is_for_the_first_certificate_and_three_renewals_need
         assert running.events.named("ca_warning") == []
 
 
-async def test_a_restart_of_the_server_and_an_outage_cost_no_certificate(life: Life) -> None:
-    async with life.serving():
-        settings, port = life.settings, life.server.http.port
+async def test_a_restart_of_the_server_and_an_outage_cost_no_certificate(life: Life, port: int) -> None:
+    async with life.serving(port=port):
+        settings = life.settings
     async with agent(life.place, settings, ttl="8s", fraction=0.2) as running:
         async with life.serving(port=port):
             await running.first()

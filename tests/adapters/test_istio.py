@@ -726,13 +726,14 @@ async def test_attempts_leave_no_file_open(client: Client) -> None:
     assert open_files() <= before
 
 
-async def test_the_next_endpoint_steps_in_and_the_first_has_its_turn_again(client: Client, events: Events) -> None:
+async def test_the_next_endpoint_steps_in_and_the_first_has_its_turn_again(
+    client: Client, events: Events, port: int
+) -> None:
     clock = HandClock(datetime.now(UTC))
     standby = IstioCa()
     with client.ca_file.open("ab") as file:
         file.write(standby.root_pem)
-    async with client.ca.serving() as first:
-        pass
+    first = f"127.0.0.1:{port}"
     async with standby.serving() as second:
         authority = client.authority(first, second, clock=clock)
         await authority.issue(client.request())
@@ -741,7 +742,7 @@ async def test_the_next_endpoint_steps_in_and_the_first_has_its_turn_again(clien
         clock.set_wall(BACK_TO_THE_FIRST)
         await authority.issue(client.request())  # the first is asked before, and does not answer
         assert len(events.named("endpoint_changed")) == 1
-        async with client.ca.serving(port=int(first.rpartition(":")[2])):
+        async with client.ca.serving(port=port):
             await authority.issue(client.request())
             assert (len(client.ca.asked), len(standby.asked)) == (0, 3)
             clock.set_wall(BACK_TO_THE_FIRST)

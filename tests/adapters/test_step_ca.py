@@ -19,6 +19,7 @@ from fakes.events import Events, recorded
 from fakes.hierarchy import Ca, common_name, key_usage, make_ca, make_leaf, new_key
 from fakes.https_server import Reply, Request, json_reply
 from fakes.odd_certificates import NOT_READ, together
+from fakes.ports import reserved_port
 from fakes.step_ca_server import BACKDATE, DAY, StepCaStandIn, jwk_of, write_jwk
 
 from sds_agent.authority.kind import Context
@@ -451,12 +452,11 @@ async def test_the_roots_and_the_federated_ones_are_anchors(tmp_path: Path) -> N
         assert len(read_pem(await client(tmp_path, ca, federation=False).anchors())) == 1
 
 
-async def test_a_federated_root_does_not_vouch_for_the_server(tmp_path: Path) -> None:
+async def test_a_federated_root_does_not_vouch_for_the_server(tmp_path: Path, port: int) -> None:
     """It is the CA of others, who may issue for workloads and are not step-ca."""
     ca = StepCaStandIn()
     ca.federated = [make_ca("federated", **ca.validity)]
-    async with ca.serving():
-        port = ca.server.port
+    async with ca.serving(port=port):
         authority = client(tmp_path, ca)
         assert len(read_pem(await authority.anchors())) == 2
     ca.server.ca = ca.federated[0]
@@ -465,10 +465,9 @@ async def test_a_federated_root_does_not_vouch_for_the_server(tmp_path: Path) ->
             await authority.anchors()
 
 
-async def test_an_announced_root_vouches_for_the_server_after_its_rotation(tmp_path: Path) -> None:
+async def test_an_announced_root_vouches_for_the_server_after_its_rotation(tmp_path: Path, port: int) -> None:
     ca = StepCaStandIn()
-    async with ca.serving():
-        port = ca.server.port
+    async with ca.serving(port=port):
         authority = client(tmp_path, ca)
         web = Workload()
         first = await web.issued(authority)
@@ -483,11 +482,10 @@ async def test_an_announced_root_vouches_for_the_server_after_its_rotation(tmp_p
     assert set(anchors) == {ca.root.certificate, old.certificate}
 
 
-async def test_an_agent_that_restarts_after_a_rotation_still_trusts_the_server(tmp_path: Path) -> None:
+async def test_an_agent_that_restarts_after_a_rotation_still_trusts_the_server(tmp_path: Path, port: int) -> None:
     """The pinned root vouches for nothing any more, and the announced one was stored."""
     ca = StepCaStandIn()
-    async with ca.serving():
-        port = ca.server.port
+    async with ca.serving(port=port):
         chosen = settings(tmp_path, ca)
         old = ca.rotate()
         ca.roots.append(old)
@@ -503,17 +501,17 @@ async def test_an_agent_that_restarts_after_a_rotation_still_trusts_the_server(t
 async def restarted_after_a_rotation(folder: Path) -> AsyncIterator[StepCaAuthority]:
     """The client of an agent that stored the next root, of a step-ca that does not know the pinned one any more."""
     ca = StepCaStandIn()
-    async with ca.serving():
-        port = ca.server.port
-        chosen = settings(folder, ca)
-        old = ca.rotate()
-        ca.roots.append(old)
-        await StepCaAuthority(chosen, context(folder)).anchors()
-        before = len(ca.asked(f"/root/{chosen.fingerprint}"))
-    ca.roots = [ca.root]
-    async with ca.serving(port=port):
-        yield StepCaAuthority(chosen, context(folder))
-        assert len(ca.asked(f"/root/{chosen.fingerprint}")) == before
+    with reserved_port() as port:
+        async with ca.serving(port=port):
+            chosen = settings(folder, ca)
+            old = ca.rotate()
+            ca.roots.append(old)
+            await StepCaAuthority(chosen, context(folder)).anchors()
+            before = len(ca.asked(f"/root/{chosen.fingerprint}"))
+        ca.roots = [ca.root]
+        async with ca.serving(port=port):
+            yield StepCaAuthority(chosen, context(folder))
+            assert len(ca.asked(f"/root/{chosen.fingerprint}")) == before
 
 
 async def test_what_is_asked_at_the_same_time_waits_for_the_stored_roots(tmp_path: Path) -> None:
@@ -573,12 +571,13 @@ async def test_a_disk_that_takes_no_roots_costs_no_certificate(tmp_path: Path, e
     assert "cannot write step-ca's roots" in reported["cause"]
 
 
-async def test_another_file_of_roots_ends_the_trust_in_what_the_former_server_announced(tmp_path: Path) -> None:
+async def test_another_file_of_roots_ends_the_trust_in_what_the_former_server_announced(
+    tmp_path: Path, port: int
+) -> None:
     ca = StepCaStandIn()
     file = tmp_path / "roots.pem"
-    async with ca.serving():
+    async with ca.serving(port=port):
         file.write_bytes(ca.server.roots_pem)
-        port = ca.server.port
         authority = client(tmp_path, ca, fingerprint=None, ca_file=file)
         ca.roots.append(ca.rotate())
         await authority.anchors()

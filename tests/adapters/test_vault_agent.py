@@ -120,11 +120,11 @@ async def test_a_first_certificate_and_three_renewals(tmp_path: Path, vault: Vau
 
 @pytest.mark.parametrize("token_lost", [False, True])
 async def test_a_restart_of_the_server_ends_with_the_next_attempt(
-    tmp_path: Path, vault: VaultServer, clock: HandClock, *, token_lost: bool
+    tmp_path: Path, vault: VaultServer, clock: HandClock, port: int, *, token_lost: bool
 ) -> None:
     vault.login_ttl = timedelta(days=1)  # as above
     async with AsyncExitStack() as server, AsyncExitStack() as agent:
-        await server.enter_async_context(vault.serving())
+        await server.enter_async_context(vault.serving(port=port))
         node = await agent.enter_async_context(running(tmp_path, vault, clock))
         first = node.chain[0]
         await server.aclose()
@@ -134,7 +134,7 @@ async def test_a_restart_of_the_server_ends_with_the_next_attempt(
         assert node.chain[0] == first
         if token_lost:
             vault.tokens.clear()
-        await server.enter_async_context(vault.serving(port=vault.http.port))
+        await server.enter_async_context(vault.serving(port=port))
         assert await node.renewed() != first
     assert vault.count("auth/approle/login") == 1 + token_lost
 

@@ -4,13 +4,11 @@ import ast
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -19,6 +17,7 @@ import pytest
 import yaml
 from fakes.ca_servers import TokenIssuer
 from fakes.envoys import BINARY
+from fakes.ports import reserved_port
 from fakes.processes import Program, started
 
 from sds_agent.cli.main import main
@@ -223,15 +222,6 @@ async def test_a_ca_starts_with_the_configurations_shown(example: str, machine: 
             token = await anyio.run_process(command, env=machine.environment)
             assert token.stdout
         assert await ca.stop() == 0
-
-
-@contextmanager
-def reserved_port() -> Iterator[int]:
-    """A port that no other program is given and that an Envoy can listen at, since its listeners use SO_REUSEPORT."""
-    with socket.socket() as reservation:
-        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        reservation.bind(("127.0.0.1", 0))
-        yield reservation.getsockname()[1]
 
 
 async def workers_started(proxy: Program, client: httpx.AsyncClient) -> None:

@@ -4,7 +4,6 @@ import io
 import itertools
 import json
 import re
-import socket
 import subprocess
 from contextlib import AsyncExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import yaml
 from fakes.agents import agent
 from fakes.envoys import BINARY, Envoy
+from fakes.ports import reserved_port
 from fakes.processes import started
 
 from sds_agent.cli.main import main
@@ -120,7 +120,7 @@ async def test_an_envoy_that_reads_the_files_itself_loads_the_renewed_certificat
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(agent(file))
         await running.event("output_written")
-        ports = {10443: free_port(), 10000: free_port()}
+        ports = {shown: stack.enter_context(reserved_port()) for shown in (10443, 10000)}
         proxy = Envoy(
             await stack.enter_async_context(started(command(tmp_path, "web", bootstrap, ports))), tmp_path / "web.admin"
         )
@@ -217,10 +217,10 @@ async def test_two_envoys_speak_mutual_tls_and_a_third_identity_is_refused(tmp_p
     web = "spiffe://demo.example/web"
     with_peer = yaml.safe_load(printed("web", "--config", str(file), "--bootstrap", "--peer", web, "--post-quantum"))
     other = yaml.safe_load(printed("other", "--config", str(file), "--bootstrap", "--peer", web, "--post-quantum"))
-    ports = {10443: free_port(), 10000: free_port()}
-    others = {10443: ports[10443], 10000: free_port()}
     del other["static_resources"]["listeners"][0]  # it only calls
     async with AsyncExitStack() as stack:
+        ports = {shown: stack.enter_context(reserved_port()) for shown in (10443, 10000)}
+        others = {10443: ports[10443], 10000: stack.enter_context(reserved_port())}
         running = await stack.enter_async_context(agent(file))
         await running.event("ready")
         for name, bootstrap, moved in (("web", with_peer, ports), ("other", other, others)):
@@ -239,11 +239,6 @@ def command(folder: Path, name: str, bootstrap: dict[str, object], ports: dict[i
         text = text.replace(str(shown), str(here))
     (folder / f"{name}.json").write_text(text)
     return [BINARY, "-c", str(folder / f"{name}.json"), "--disable-hot-restart", "--concurrency", "1", "-l", "info"]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 def test_what_cannot_be_built_is_said_in_one_line(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]  # it ships no types
 from fakes.agents import Agent, agent, write_config
 from fakes.peers import connected
+from fakes.ports import reserved_port
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
 TIMEOUT = 60_000
@@ -34,14 +34,13 @@ async def browser() -> AsyncIterator[Browser]:
 @asynccontextmanager
 async def shown_agent(folder: Path, **ttls: str) -> AsyncIterator[tuple[Agent, str]]:
     """An agent, and the address of its page."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
-    config = write_config(folder, **ttls)
-    config.write_text(json.dumps({**json.loads(config.read_text()), "admin": {"address": f"127.0.0.1:{port}"}}))
-    async with agent(config) as running:
-        await running.event("admin_listening", address=f"127.0.0.1:{port}")
-        await running.event("ready")
-        yield running, f"http://127.0.0.1:{port}/"
+    with reserved_port() as port:
+        config = write_config(folder, **ttls)
+        config.write_text(json.dumps({**json.loads(config.read_text()), "admin": {"address": f"127.0.0.1:{port}"}}))
+        async with agent(config) as running:
+            await running.event("admin_listening", address=f"127.0.0.1:{port}")
+            await running.event("ready")
+            yield running, f"http://127.0.0.1:{port}/"
 
 
 class Visit:

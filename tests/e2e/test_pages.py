@@ -4,7 +4,6 @@ import configparser
 import os
 import re
 import shlex
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,8 +28,9 @@ def blocks(page: str, language: str) -> list[str]:
 class Reader:
     """Someone who pastes a page's lines into terminals, in a directory of their own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
+        self._port = port
         (folder / "bin").mkdir()
         command = folder / "bin" / "sds-agent"
         command.write_text(f'#!/bin/sh\nexec {sys.executable} -m sds_agent "$@"\n')
@@ -43,8 +43,6 @@ class Reader:
             "RUNTIME_DIRECTORY": str(folder / "run"),
             "STATE_DIRECTORY": str(folder / "state"),
         }
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self._port = listener.getsockname()[1]
 
     async def pastes(self, block: str) -> str:
         """What the block prints; only the port, which may be taken, is another."""
@@ -86,8 +84,8 @@ async def joined(reader: Reader) -> AsyncIterator[tuple[Program, Program]]:
 
 
 @pytest.fixture
-def reader(tmp_path: Path) -> Reader:
-    return Reader(tmp_path)
+def reader(tmp_path: Path, port: int) -> Reader:
+    return Reader(tmp_path, port)
 
 
 async def test_a_machine_joins_from_nothing(reader: Reader) -> None:
@@ -102,13 +100,12 @@ async def test_a_machine_joins_from_nothing(reader: Reader) -> None:
         assert await ca.stop() == 0
 
 
-async def test_the_unit_that_the_command_writes_starts_an_agent(tmp_path: Path) -> None:
+async def test_the_unit_that_the_command_writes_starts_an_agent(reader: Reader, tmp_path: Path) -> None:
     """What systemd would do with it: make two directories, name them in variables, and run the command."""
-    here = Reader(tmp_path)
     (tmp_path / "sds-agent.yaml").write_text(
         "trust_domain: demo.example\nworkloads: [{name: web, spiffe_id: 'spiffe://demo.example/web'}]\n"
     )
-    await here.pastes(f"sds-agent install systemd sds-agent.yaml --write --root {tmp_path}")
+    await reader.pastes(f"sds-agent install systemd sds-agent.yaml --write --root {tmp_path}")
     unit = configparser.ConfigParser(strict=False, interpolation=None, delimiters=["="])
     unit.optionxform = str  # type: ignore[assignment]  # as its documentation has it
     unit.read(tmp_path / "etc" / "systemd" / "system" / "sds-agent.service")
@@ -116,7 +113,7 @@ async def test_the_unit_that_the_command_writes_starts_an_agent(tmp_path: Path) 
     program, *arguments = service["ExecStart"].split()
     assert Path(program).name == "sds-agent"
     assert (service["RuntimeDirectory"], service["StateDirectory"]) == ("sds-agent", "sds-agent")
-    async with here.terminal(" ".join(["sds-agent", *arguments])) as agent:
+    async with reader.terminal(" ".join(["sds-agent", *arguments])) as agent:
         await agent.line('"ready"')
         assert await agent.stop() == 0
 

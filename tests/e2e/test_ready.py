@@ -25,16 +25,10 @@ async def ready(*arguments: str, **environment: str) -> tuple[int, str]:
     return done.returncode, said
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
-
-
 async def test_each_workload_is_named_with_the_reason_until_it_has_a_certificate_and_once_it_has_none(
-    tmp_path: Path,
+    tmp_path: Path, port: int
 ) -> None:
-    port, root = free_port(), fresh("root")
+    root = fresh("root")
     plug(tmp_path / "ca", fresh("signer", root), [], [root])
     tokens = JoinTokens(tmp_path / "tokens")
     tokens.prepare()
@@ -75,9 +69,9 @@ async def test_the_agent_that_runs_on_the_defaults_is_found(tmp_path: Path) -> N
         assert await ready(**run, RUNTIME_DIRECTORY=str(tmp_path / "elsewhere")) == (0, "ready\n")
 
 
-async def test_an_agent_by_istios_variables_is_asked_by_the_same(tmp_path: Path) -> None:
+async def test_an_agent_by_istios_variables_is_asked_by_the_same(tmp_path: Path, port: int) -> None:
     variables = {
-        "CA_ADDR": f"127.0.0.1:{free_port()}",
+        "CA_ADDR": f"127.0.0.1:{port}",
         "POD_NAMESPACE": "shop",
         "SERVICE_ACCOUNT": "web",
         "SDS_AGENT__STATE_DIR": str(tmp_path / "state"),

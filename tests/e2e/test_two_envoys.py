@@ -3,9 +3,8 @@ no request fails.
 """
 
 import json
-import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import anyio
 import httpx
 from fakes.agents import COMMAND, PATHS, Agent, agent, made
 from fakes.envoys import Envoy, envoy, envoy_client
+from fakes.ports import reserved_port
 from fakes.processes import Program, started
 
 WEB = "spiffe://demo.example/web"
@@ -107,12 +107,10 @@ async def both_roots_came_first(running: Agent, leaf: dict[str, Any]) -> None:
 class Ca:
     """`sds-agent ca serve` with a root of its own; it listens on one port whenever it runs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int) -> None:
         folder.mkdir()
         self.file = folder / "ca.yaml"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.address = f"127.0.0.1:{port}"
         made("ca", "root", str(folder / "root"), "--trust-domain", "demo.example")
         made("ca", "intermediate", str(folder / "ca"), "--root", str(folder / "root"), "--name", folder.name)
         config = {
@@ -142,9 +140,11 @@ class Ca:
 
 
 async def test_no_request_fails_when_the_agent_changes_to_a_ca_of_another_root_and_back(tmp_path: Path) -> None:
-    first, second = Ca(tmp_path / "a"), Ca(tmp_path / "b")
-    config = written(tmp_path, {"a": first.settings, "b": second.settings}, ("failover", {"failures": 1}))
-    async with first.serving() as program, agent(config) as running:
+    async with AsyncExitStack() as stack:
+        first, second = [Ca(tmp_path / name, stack.enter_context(reserved_port())) for name in ("a", "b")]
+        config = written(tmp_path, {"a": first.settings, "b": second.settings}, ("failover", {"failures": 1}))
+        program = await stack.enter_async_context(first.serving())
+        running = await stack.enter_async_context(agent(config))
         await running.event("issued", authority="a")  # the second does not run yet, or might be the first to answer
         async with second.serving(), traffic(running, tmp_path) as flow:
             assert await program.stop() == 0

@@ -19,6 +19,7 @@ from fakes.agents import PATHS, write_config
 from fakes.authorities import ScriptedAuthority, failing
 from fakes.observed import ABOUT, Seen
 from fakes.peers import connected
+from fakes.ports import reserved_port
 from fakes.processes import started
 from msgspec import structs
 
@@ -72,20 +73,15 @@ class Admin:
         return found
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
-
-
 @asynccontextmanager
 async def administered(folder: Path, *, issuing: bool = True, **admin: object) -> AsyncIterator[Admin]:
     """An agent with an admin server on a socket and on loopback."""
     file = write_config(folder, default="1h", web="1h")
-    port = free_port()
-    config = json.loads(file.read_text())
-    file.write_text(json.dumps({**config, "admin": {"address": f"127.0.0.1:{port}", **admin}}))
-    settings, clock = load(file, {}).settings, SystemClock()
     async with AsyncExitStack() as stack:
+        port = stack.enter_context(reserved_port())
+        config = json.loads(file.read_text())
+        file.write_text(json.dumps({**config, "admin": {"address": f"127.0.0.1:{port}", **admin}}))
+        settings, clock = load(file, {}).settings, SystemClock()
         down = {
             "local": ScriptedAuthority(failing(ErrorKind.DENIED, "keep out"), failing(ErrorKind.DENIED, "keep out"))
         }
@@ -239,13 +235,13 @@ def test_the_name_in_the_address_is_one_of_ours_and_so_is_what_it_was_bound_to()
 
 async def test_the_address_that_a_client_has_connected_to_is_one_of_ours(tmp_path: Path) -> None:
     """As the kubelet calls a pod, whose address no configuration knows."""
-    port = free_port()
-    async with (
-        administered(tmp_path, address=f"0.0.0.0:{port}", beyond_loopback=True),
-        httpx.AsyncClient(base_url=f"http://127.0.0.2:{port}", trust_env=False) as client,
-    ):
-        for host, status in ((f"127.0.0.2:{port}", 200), ("127.0.0.3", 421), ("", 421)):
-            assert (await client.get("/livez", headers={"Host": host})).status_code == status, host
+    with reserved_port() as port:
+        async with (
+            administered(tmp_path, address=f"0.0.0.0:{port}", beyond_loopback=True),
+            httpx.AsyncClient(base_url=f"http://127.0.0.2:{port}", trust_env=False) as client,
+        ):
+            for host, status in ((f"127.0.0.2:{port}", 200), ("127.0.0.3", 421), ("", 421)):
+                assert (await client.get("/livez", headers={"Host": host})).status_code == status, host
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])

@@ -1,7 +1,6 @@
 """The image's health check: it asks what the container was started for. Docker itself is not needed."""
 
 import importlib.util
-import socket
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -33,12 +32,6 @@ def configuration(directory: Path, port: int) -> Path:
         "audit: audit.log\ncallers: {join_tokens: tokens}\n"
     )
     return file
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 @pytest.mark.parametrize(
@@ -75,8 +68,8 @@ def test_what_runs_is_asked_where_its_command_says_that_it_serves(words: str, as
     assert found == asked.replace("FILE", str(file)).split()
 
 
-async def test_a_ca_that_serves_is_healthy(tmp_path: Path) -> None:
-    file = configuration(tmp_path, free_port())
+async def test_a_ca_that_serves_is_healthy(tmp_path: Path, port: int) -> None:
+    file = configuration(tmp_path, port)
     async with started([sys.executable, "-m", "sds_agent", "ca", "serve", str(file)]) as program:
         await program.line("listening")
         assert await anyio.to_thread.run_sync(HEALTH.ask_ca, file) == 0
@@ -84,8 +77,7 @@ async def test_a_ca_that_serves_is_healthy(tmp_path: Path) -> None:
 
 
 def test_a_ca_that_is_not_there_is_unhealthy_and_the_log_says_where(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    port = free_port()
     assert HEALTH.ask_ca(configuration(tmp_path, port)) == 1
     assert f"does not answer at 127.0.0.1:{port}" in capsys.readouterr().out

@@ -417,9 +417,7 @@ def test_an_agent_that_cannot_start_is_not_said_to_show_nothing_as_well(
     assert "admin.socket" not in said
 
 
-def test_a_check_binds_no_admin_address_for_longer_than_it_lasts(machine: Machine) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def test_a_check_binds_no_admin_address_for_longer_than_it_lasts(machine: Machine, port: int) -> None:
     chosen = machine.settings(f"admin: {{address: 127.0.0.1:{port}}}\n")
     before = entries(machine.folder)
     assert list(preflight.hidden(chosen)) == []

@@ -4,6 +4,7 @@ All is real: sockets on loopback, and TLS where the fault lies behind the handsh
 """
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -94,16 +95,20 @@ class Front:
         """Serve inside this context; at its end the connections are cut."""
         other = await asyncio.start_server(self._moved, "127.0.0.2", 0)
         self._elsewhere = other.sockets[0].getsockname()[1]
-        await self.listen()
-        try:
-            yield self
-        finally:
-            for server in (self._server, other):
-                if server is not None:
-                    server.close()
-            for task in tuple(self.tasks):
-                task.cancel()
-            await asyncio.gather(*self.tasks, return_exceptions=True)
+        with socket.socket() as reservation:  # or another program is given the port while the front refuses connections
+            reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reservation.bind(("127.0.0.1", 0))
+            self.port = reservation.getsockname()[1]
+            await self.listen()
+            try:
+                yield self
+            finally:
+                for server in (self._server, other):
+                    if server is not None:
+                        server.close()
+                for task in tuple(self.tasks):
+                    task.cancel()
+                await asyncio.gather(*self.tasks, return_exceptions=True)
 
     async def set(self, fault: Fault | None) -> None:
         """Behave like this from the next connection on."""
@@ -117,10 +122,9 @@ class Front:
             await self.listen()
 
     async def listen(self) -> None:
-        """Accept connections, on the port that it had before if it had one."""
+        """Accept connections."""
         if self._server is None:
             self._server = await asyncio.start_server(self._accepted, "127.0.0.1", self.port)
-            self.port = self._server.sockets[0].getsockname()[1]
 
     async def _accepted(self, reader: Reader, writer: Writer) -> None:
         task = asyncio.current_task()
