@@ -22,6 +22,7 @@ from fakes.events import Events, recorded
 from fakes.hierarchy import HOUR, NOW, Ca, common_name, make_ca, make_leaf, new_key
 from fakes.istio_ca import Asked, IstioCa, RefusedError, Trailers
 from fakes.odd_certificates import LOADED, NOT_LOADED, NOT_READ
+from fakes.ports import reserved_port
 from fakes.raw_http2 import announcing
 from sds_agent_proto.istio_pb2 import CertificateResponse
 
@@ -825,9 +826,9 @@ async def test_an_endpoint_that_takes_no_certificate_has_no_more_time_than_other
 
 
 async def test_the_error_when_no_endpoint_answers_names_every_endpoint(client: Client) -> None:
-    async with client.ca.serving() as first, client.ca.serving() as second:
-        pass
-    error = await refused(client.authority(first, second), client.request())
+    with reserved_port() as first_port, reserved_port() as second_port:
+        first, second = f"127.0.0.1:{first_port}", f"127.0.0.1:{second_port}"
+        error = await refused(client.authority(first, second), client.request())
     assert error.kind is ErrorKind.TRANSIENT
     assert first in str(error)
     assert second in str(error)

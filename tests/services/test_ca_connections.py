@@ -376,18 +376,21 @@ async def test_a_proven_caller_may_ping_for_as_long_as_its_connection_lasts(ca: 
 
 
 @pytest.mark.parametrize("asks", [False, True], ids=["it has nothing to ask", "it got its next certificate"])
-async def test_a_connection_ends_with_its_clients_certificate(ca: Served, *, asks: bool) -> None:
+async def test_a_connection_ends_with_its_clients_certificate(tmp_path: Path, *, asks: bool) -> None:
     """A client that renewed in time comes back with the new one, and is not refused on the old connection."""
-    short = await ca.ask(ca.issuer.token(), seconds=5 if asks else 2)
-    client = H2Connection(H2Configuration(client_side=True))
+    clock, client = Shifted(), H2Connection(H2Configuration(client_side=True))
     client.initiate_connection()
-    async with await speaking_http2(ca, short.context(ca.directory)) as stream:
-        if asks:
-            assert await issued(stream, client)
-        else:
-            await stream.send(client.data_to_send())
-        await ended(stream)
-    assert datetime.now(UTC) >= short.leaf.not_valid_after_utc
+    async with served(tmp_path, clock=clock) as ca:
+        identity = await ca.ask(ca.issuer.token())
+        context, end = identity.context(tmp_path), identity.leaf.not_valid_after_utc
+        clock.ahead = end - datetime.now(UTC) - timedelta(seconds=4 if asks else 1)
+        async with await speaking_http2(ca, context) as stream:
+            if asks:
+                assert await issued(stream, client)
+            else:
+                await stream.send(client.data_to_send())
+            await ended(stream)
+        assert clock.now() >= end
 
 
 @pytest.mark.parametrize("properly", [True, False])

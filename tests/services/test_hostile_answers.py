@@ -410,7 +410,8 @@ async def test_many_secrets_that_are_not_issued_yet_are_waited_for_together(tmp_
         found = await ask(tmp_path / "a.sock", [*late, *good], 1)
     assert [each.state for each in found] == ["WARMING"] * len(late) + ["ACTIVE"] * len(good)
     assert {each.detail for each in found} == {"it is not issued yet, or has ended", ""}
-    patient = [name for name, given in issuing.given.items() if max(given) > 0.5]
+    # the first time: one that a busy machine does not let answer in it is asked again for longer
+    patient = [name for name, given in issuing.given.items() if given[0] > 0.5]
     assert len(patient) <= 32, "each has the whole time"
 
 

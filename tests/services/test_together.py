@@ -114,6 +114,8 @@ async def test_a_disk_that_does_not_answer_holds_one_thread_and_no_caller_for_lo
     calls = [together.call(str(number)) for number in range(9)]
     found = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(each) for each in found] == [TimeoutError] * 9
+    async with asyncio.timeout(WITHIN):
+        await disk.begun.wait()
     with pytest.raises(TimeoutError, match="earlier attempt"):
         await together.call("a")
     assert len(disk.runs) == 1
