@@ -308,15 +308,15 @@ async def test_a_compressed_answer_is_not_inflated() -> None:
         assert (await send(get(server), "the CA")).body == b"\x1f\x8b junk"
 
 
-async def test_a_refused_connection_is_said_in_words() -> None:
-    async with serving(fine) as server:
-        gone = get(server)
-    error = await refused(gone)
+async def test_a_refused_connection_is_said_in_words(port: int) -> None:
+    server = HttpsServer(fine)
+    server.port = port
+    error = await refused(get(server))
     assert error.kind is ErrorKind.TRANSIENT
     assert str(error) == "the CA cannot be reached (Connection refused); check that it runs at this address"
 
 
-def test_the_words_for_a_host_with_several_addresses_are_those_of_each() -> None:
+def test_the_words_for_a_host_with_several_addresses_are_those_of_each(port: int) -> None:
     """As one with an address of each family has them."""
 
     class TwoAddresses(asyncio.SelectorEventLoop):
@@ -324,8 +324,6 @@ def test_the_words_for_a_host_with_several_addresses_are_those_of_each() -> None
             tcp = socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, ""
             return [(*tcp, (address, port)) for address in ("127.0.0.1", "127.0.0.2")]
 
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        port = bound.getsockname()[1]
     with asyncio.Runner(loop_factory=TwoAddresses) as runner:
         error = runner.run(refused(HttpsRequest("GET", f"https://ca.example:{port}", b"")))
     assert str(error) == "the CA cannot be reached (Connection refused); check that it runs at this address"
