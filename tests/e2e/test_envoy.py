@@ -36,10 +36,12 @@ async def test_each_new_certificate_is_presented_on_the_wire(tmp_path: Path, api
         await proxy.ready()
         visitor, port = await client(running.socket, tmp_path), await proxy.port()
         seen: list[str] = []
-        for _ in range(3):
+        for _ in range(3):  # the agent goes on renewing meanwhile
+            replaced = serials(running)[:-1] if seen else []
             await acked(running, 1 + len(running.events("acked", names="default")) if seen else 1)
             seen.append(await visitor.request(port))
-            assert seen[-1] == await newest_serial(running)
+            assert seen[-1] in serials(running)
+            assert seen[-1] not in replaced
         assert len(set(seen)) == 3
         assert running.events("nacked") == []
 
@@ -144,7 +146,7 @@ async def test_envoy_that_repeats_its_whole_node_is_served(tmp_path: Path, api_t
         await proxy.ready()
         await acked(running, 2)
         visitor = await client(running.socket, tmp_path)
-        assert await visitor.request(await proxy.port()) == await newest_serial(running)
+        assert await visitor.request(await proxy.port()) in serials(running)[1:]
 
 
 @BOTH
