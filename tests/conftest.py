@@ -1,6 +1,7 @@
 """Settings for all tests."""
 
 import ctypes
+import gc
 import logging
 import resource
 import signal
@@ -48,17 +49,25 @@ def port() -> Iterator[int]:
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    """Undo what a test configures, such as a handler on a stream that pytest closes."""
-    logger = logging.getLogger("sds_agent")
-    before = list(logger.handlers), logger.level, logger.propagate
+    """Undo what a test configures, such as a handler on a stream that pytest closes, and what asyncio and gRPC have to
+    say of a later test's faults goes where pytest sees it.
+    """
+    loggers = [logging.getLogger(name) for name in ("sds_agent", "asyncio", "grpc")]
+    before = [(list(each.handlers), each.level, each.propagate) for each in loggers]
     yield
-    logger.handlers[:], logger.level, logger.propagate = before
+    for each, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        each.handlers[:], each.propagate = handlers, propagate
+        each.setLevel(level)
 
 
 @pytest.fixture(autouse=True)
-def memory_as_it_was() -> Iterator[None]:
-    """Undo what a command does to this process: it closes the memory to debuggers and to `/proc/self/io`."""
-    before = resource.getrlimit(resource.RLIMIT_CORE)
+def process_as_it_was() -> Iterator[None]:
+    """Undo what a command does to its process: it closes the memory to debuggers and to `/proc/self/io`, holds SIGHUP
+    back, and has no garbage collected while it starts.
+    """
+    core, hang_up = resource.getrlimit(resource.RLIMIT_CORE), signal.getsignal(signal.SIGHUP)
     yield
-    resource.setrlimit(resource.RLIMIT_CORE, before)
+    resource.setrlimit(resource.RLIMIT_CORE, core)
     ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE
+    signal.signal(signal.SIGHUP, hang_up)
+    gc.enable()
