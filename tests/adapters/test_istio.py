@@ -819,7 +819,7 @@ async def test_an_endpoint_that_takes_no_certificate_has_no_more_time_than_other
     with client.ca_file.open("ab") as file:
         file.write(late.root_pem)
     async with late.serving() as first, client.ca.serving() as second:
-        await client.authority(first, second, timeout=2.0).issue(client.request(current=client.current()))
+        await client.authority(first, second, timeout=4.0).issue(client.request(current=client.current()))
     assert len(client.ca.asked) == 1
     with_certificate, with_token = late.timeout
     assert with_token < with_certificate * 0.75, "half of it is left; gRPC rounds what it sends"
