@@ -246,22 +246,23 @@ def test_a_reload_keeps_the_default_places_that_the_start_found(
 ) -> None:
     """A home on another machine's disk may be read-only by then. No file that says nothing of places changes them."""
     monkeypatch.setattr(os, "geteuid", lambda: UID)
-    for variable in ("XDG_RUNTIME_DIR", "HOME"):
-        (tmp_path / variable).mkdir()
-        monkeypatch.setenv(variable, str(tmp_path / variable))
+    runtime, home = tmp_path / "run", tmp_path / "home"
+    for variable, directory in {"XDG_RUNTIME_DIR": runtime, "HOME": home}.items():
+        directory.mkdir()
+        monkeypatch.setenv(variable, str(directory))
     for variable in ("XDG_STATE_HOME", "STATE_DIRECTORY", "RUNTIME_DIRECTORY"):
         monkeypatch.delenv(variable, raising=False)
     file = tmp_path / "sds-agent.yaml"
     file.write_text(MINIMAL)
     before = load(file, os.environ)
-    assert before.settings.state_dir == tmp_path / "HOME/.local/state/sds-agent"
-    assert before.settings.sds.socket == tmp_path / "XDG_RUNTIME_DIR/sds-agent/sds.sock"
+    assert before.settings.state_dir == home / ".local/state/sds-agent"
+    assert before.settings.sds.socket == runtime / "sds-agent/sds.sock"
     arguments = run.plain([str(file)])
     assert arguments is not None
     source = run.config_source(before, arguments)
     assert source is not None
-    for variable in ("XDG_RUNTIME_DIR", "HOME"):
-        (tmp_path / variable).rmdir()
+    for directory in (runtime, home):
+        directory.rmdir()
     assert not difference(before.settings, source.load())
 
 
