@@ -179,6 +179,18 @@ def test_an_envoy_that_is_behind_is_named(name: NameStatus, verdict: str, words:
     assert words in found(asking(name), "web")[-1][1]
 
 
+def test_an_envoy_that_may_not_have_it_is_told_from_one_that_is_busy() -> None:
+    """Else its user looks for what keeps it, and waits for a secret that never comes."""
+    seen = asking(NameStatus("web", denied=True))
+    verdict, text = found(seen, "web")[-1]
+    assert (verdict, STREAM.peer in text, text.endswith("that workloads[].clients names")) == ("bad", True, True)
+    shown = status(seen, NOW)
+    assert "Envoys that ask for what is for other users: " in headline(shown)
+    (said,) = [each for each in of_agent(shown, "0.1") if each.subject.startswith("Envoy ")]
+    assert said.condition == "bad"
+    assert said.text.startswith(f"may not have web: add a user or group of its process, {STREAM.peer}")
+
+
 def test_an_envoy_that_asks_for_something_else_is_told_from_one_that_never_came() -> None:
     seen = asking(NameStatus("other", None))
     verdict, text = found(seen, "web", "edge-1")[-1]

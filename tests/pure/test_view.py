@@ -132,6 +132,10 @@ REFUSED = Nack("v2", "Invalid path")
         (NameStatus("file-root:/etc/roots.pem"), "unknown"),
         (NameStatus("file-root:/etc/roots.pem", waits=True), "waiting"),
         (NameStatus("file-root:/etc/roots.pem", "v9", "v9", waits=True), "waiting"),
+        (NameStatus("a", denied=True), "denied"),
+        (NameStatus("a", "", "", denied=True), "denied"),  # over Delta, which says so
+        (NameStatus("a", "v2", "v2", denied=True), "denied"),  # what it has is from before
+        (NameStatus("pending", denied=True), "denied"),
         (NameStatus("file-root:/etc/roots.pem", "v9", "v9"), "current"),
         (NameStatus("file-root:/etc/roots.pem", "v9"), "behind"),
         (NameStatus("file-root:/etc/roots.pem", "v3", "v1", REFUSED), "behind"),

@@ -102,6 +102,22 @@ async def test_fetch_and_delta_hold_to_the_rules_too(tmp_path: Path) -> None:
         delta.leave()
 
 
+@pytest.mark.parametrize("names", [NAMES, ("theirs",)])
+async def test_its_status_says_of_a_stream_what_it_may_not_have(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """It would be said to wait, or to be behind, for ever."""
+    async with bench(tmp_path, RULES) as made:
+        delta = await made.peer.delta().subscribe(*names)
+        await delta.read()
+        await delta.ack()
+        made.service.permit({"theirs": THEIRS})
+        (stream,) = made.service.streams
+        assert {each.name: each.denied for each in stream.names} == {each: each == "theirs" for each in names}
+        made.service.permit({})
+        (stream,) = made.service.streams
+        assert not any(each.denied for each in stream.names)
+        delta.leave()
+
+
 async def test_a_renewal_reaches_those_alone_who_may_have_it(tmp_path: Path) -> None:
     async with bench(tmp_path, RULES) as made:
         stream = await made.peer.stream().ask(*NAMES)

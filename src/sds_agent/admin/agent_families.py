@@ -247,7 +247,8 @@ def _streams(streams: Sequence[StreamStatus], versions: Mapping[str, str | None]
     yield gauge(
         "sds_agent_subscriptions",
         "Subscriptions to the name by their state: whether the Envoy has acknowledged what is served now (current), "
-        "not yet (behind), refused it (refused), waits for one (waiting), or asked for what is not served (unknown).",
+        "not yet (behind), refused it (refused), waits for one (waiting), or asked for what is not served (unknown) or "
+        "is for other users (denied).",
         {key: float(count) for key, count in states.items()},
         ("name", "state"),
     )

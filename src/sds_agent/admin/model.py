@@ -27,10 +27,10 @@ IdentityState = Literal["serving", "pending", "expired"]
 """Whether Envoys are given the certificate: it is `serving`; there is none yet (`pending`); or the last one has ended
 and is withheld (`expired`).
 """
-DeliveryState = Literal["current", "behind", "refused", "waiting", "unknown"]
+DeliveryState = Literal["current", "behind", "refused", "waiting", "unknown", "denied"]
 """How a subscriber stands to what is served under one name now: it has acknowledged it (`current`), not yet (`behind`),
-or refused it (`refused`); it waits for a secret that does not exist yet or has ended (`waiting`); or the agent does not
-serve the name (`unknown`).
+or refused it (`refused`); it waits for a secret that does not exist yet or has ended (`waiting`); the agent does not
+serve the name (`unknown`); or it is for other users (`denied`).
 """
 
 

@@ -241,6 +241,12 @@ def _of_subscription(subscriber: SubscriberView, subscription: SubscriptionView)
             return ExplanationStep("warning", f"{who}, {since}, waits for it; it is sent as soon as there is one")
         case "unknown":
             return ExplanationStep("bad", f"{who} asks for {subscription.name}, which is not served")
+        case "denied":
+            return ExplanationStep(
+                "bad",
+                f"{who} may not have {subscription.name}: its process, {subscriber.peer}, is of none of the users and "
+                "groups that workloads[].clients names",
+            )
         case _:
             return ExplanationStep(
                 "warning",

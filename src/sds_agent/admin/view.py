@@ -76,14 +76,23 @@ def first_streams(
     """At most so many; of more those with a refused name, then those that are behind in another way."""
     if len(streams) <= most:
         return streams
-    return nsmallest(most, streams, key=lambda each: min((_RANK[delivery(n, versions)] for n in each.names), default=5))
+    return nsmallest(
+        most, streams, key=lambda each: min((_RANK[delivery(n, versions)] for n in each.names), default=len(_RANK))
+    )
 
 
 def _trouble_of_workload(workload: WorkloadStatus) -> int:
     return 0 if not workload.served else 1 if workload.failure is not None else 2
 
 
-_RANK: Mapping[DeliveryState, int] = {"refused": 0, "unknown": 1, "behind": 2, "waiting": 3, "current": 4}
+_RANK: Mapping[DeliveryState, int] = {
+    "refused": 0,
+    "unknown": 1,
+    "denied": 2,
+    "behind": 3,
+    "waiting": 4,
+    "current": 5,
+}
 
 
 def departed(found: DepartedStream) -> DepartedView:
@@ -299,6 +308,8 @@ def delivery(name: NameStatus, versions: Mapping[str, str | None]) -> DeliverySt
     """How a subscriber stands to what is served under a name now. For the name of a file the newest that was sent
     counts, and not what took back one that was refused.
     """
+    if name.denied:
+        return "denied"
     if name.name not in versions and (name.waits or not name.sent):
         return "waiting" if name.waits else "unknown"
     served = versions.get(name.name, name.sent)

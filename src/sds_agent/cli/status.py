@@ -27,6 +27,12 @@ MOST_REASONS = 5
 """Workloads of which the first line says why they have no certificate (the table has all), and causes why a changed
 configuration is not in force.
 """
+_TROUBLES = {
+    "refused": "refuse a secret",
+    "unknown": "ask for a name that is not served",
+    "denied": "ask for what is for other users",
+}
+"""States of a name that a person has to mend, and what Envoys do that have one."""
 _STATES = {"serving": "good", "pending": "warning", "expired": "bad", "current": "good", "refused": "bad"}
 
 EXIT_CODES = (
@@ -117,7 +123,7 @@ def _concerns(status: Status) -> Iterator[str]:
     roots = [each.subject for bundle in status.bundles for each in roots_near_their_end(bundle, status.at)]
     if roots:
         yield f"roots near their end: {_some(roots)}"
-    for state, verb in (("refused", "refuse a secret"), ("unknown", "ask for a name that is not served")):
+    for state, verb in _TROUBLES.items():
         nodes = [
             each.node or each.peer
             for each in status.subscribers

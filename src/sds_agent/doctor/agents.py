@@ -150,6 +150,12 @@ def _of_subscriber(subscriber: SubscriberView, known: Served, named: str) -> Ite
                 )
             case "unknown":
                 yield bad(subject, f"asks for {each.name}, which is not served; {known.instead_of(each.name)}")
+            case "denied":
+                yield bad(
+                    subject,
+                    f"may not have {each.name}: add a user or group of its process, {subscriber.peer}, to "
+                    "workloads[].clients, or run it as one that is named there",
+                )
             case "behind":
                 yield warning(subject, f"has not acknowledged {each.name} yet; its log says whether it is held up")
             case "waiting":

@@ -17,8 +17,8 @@ _NOT_PEM = re.compile(rb"[^\t\r\n\x20-\x7e]|\r(?!\n)")
 
 Kind = Literal["certificate", "bundle"]
 State = Literal["ACTIVE", "WARMING", "REJECTED", "UNKNOWN", "DENIED"]
-"""Whether it is in use: it is; it is not there yet; Envoy was sent it and refuses it; or the server does not serve the
-name.
+"""Whether it is in use: it is; it is not there yet; Envoy was sent it and refuses it; the server does not serve the
+name; or it does not serve it to who asks.
 """
 
 

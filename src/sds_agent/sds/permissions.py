@@ -12,11 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from sds_agent import accounts
 from sds_agent.errors import Problem, ProblemsError
 from sds_agent.sds.catalog import Catalog
 from sds_agent.sds.protocol import Absence, Finish, Note, Refused, Resource, StatusCode
+from sds_agent.sds.status import NameStatus
 from sds_agent.text import quoted
 
 LISTED = 250
@@ -159,6 +161,12 @@ class VisibleCatalog:
     def directories(self) -> tuple[Path, ...]:
         """The directories of which files may be asked for by name."""
         return self._catalog.directories
+
+    def marked(self, names: Iterable[str], statuses: Iterable[NameStatus]) -> tuple[NameStatus, ...]:
+        """The status of these names: nothing is on its way to a process that may not have it."""
+        may, process = self._permissions.may, self._process
+        pairs = zip(names, statuses, strict=True)
+        return tuple(each if may(process, name) else replace(each, denied=True) for name, each in pairs)
 
     def explained(self, action: Note | Finish) -> Note | Finish:
         """The same action; one that refuses names which the process may not have says so."""

@@ -36,7 +36,7 @@ class NameStatus(Struct, frozen=True):
     `sent` is the newest that was sent; None while the name waits for its secret, and for a name that is not served
     (SotW). `acked` is the version in use, as far as this stream knows. `nacked` is the newest NACK, until an ACK
     follows it. Over Delta the empty version stands for the answer that the name is not served. `waits`: it is served,
-    and has no secret yet, or has none any more.
+    and has no secret yet, or has none any more. `denied` is whether the client's process may not have it.
     """
 
     name: str
@@ -44,6 +44,7 @@ class NameStatus(Struct, frozen=True):
     acked: str | None = None
     nacked: Nack | None = None
     waits: bool = False
+    denied: bool = False
 
 
 class StreamStatus(Struct, frozen=True):

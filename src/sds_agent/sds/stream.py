@@ -182,6 +182,8 @@ class Stream(Generic[R]):
         found = session.status
         if self._instead is not None:
             found = self._instead.shown(session.names, found)
+        if not isinstance(self._catalog, Catalog):
+            found = self._catalog.marked(session.names, found)
         return self._journal.status(tuple(map(self._shown, session.names, found)))
 
     def _shown(self, name: str, status: NameStatus) -> NameStatus:
