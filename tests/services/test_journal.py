@@ -61,6 +61,11 @@ def opened(journal: Journal, node: str = "", method: str = "StreamSecrets") -> S
 CALL = {"method": "DeltaSecrets", "peer": "pid 7 (uid 101)"}
 
 
+def denied(uid: int) -> Finish:
+    """The end of a stream whose process may not have what it asks for."""
+    return Finish(StatusCode.PERMISSION_DENIED, ("nobody",), f"a process of uid {uid} may not have 'nobody'")
+
+
 def refuse(journal: Journal, *actions: Action, node: str = "envoy-a") -> None:
     """One stream that comes to this."""
     opened(journal, node).note(actions)
@@ -169,6 +174,14 @@ def test_another_refusal_is_logged_too(events: Events, other: Action, node: str)
     refuse(journal, NOT_FOUND)
     refuse(journal, other, node=node)
     assert len(events.named("refused")) == 2
+
+
+def test_each_user_who_may_not_have_it_is_logged(events: Events) -> None:
+    """Though another one was before, by the same node id, or by none."""
+    journal = Journal()
+    for uid in (1101, 1102, 1101):
+        refuse(journal, denied(uid))
+    assert [each["cause"] for each in events.named("refused")] == [denied(1101).detail, denied(1102).detail]
 
 
 def test_an_envoy_that_asks_for_ever_new_names_cannot_grow_memory(events: Events) -> None:

@@ -22,6 +22,7 @@ from sds_agent.sds.protocol import (
     Respond,
     SotwRequest,
     Stale,
+    StatusCode,
     Subscribed,
     Unsubscribed,
 )
@@ -308,6 +309,8 @@ class StreamJournal:
                 self._detail("stale", nonce=nonce, reason=reason)
             case Refused(names, cause):
                 self._refused(cause, names)
+            case Finish(StatusCode.PERMISSION_DENIED, names, detail):
+                self._refused(detail, names)  # which says to whom: each user is logged
             case Finish(code, names, detail):
                 self._refused(code.value, names, detail)
 
