@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import grpc
 import grpc.aio
 import pytest
@@ -115,6 +116,67 @@ async def test_its_status_says_of_a_stream_what_it_may_not_have(tmp_path: Path, 
         made.service.permit({})
         (stream,) = made.service.streams
         assert not any(each.denied for each in stream.names)
+        delta.leave()
+
+
+async def test_a_call_that_waits_holds_to_rules_that_come_meanwhile(tmp_path: Path) -> None:
+    """The first of them, and a secret that comes with it, while the call is already told to look again."""
+    async with bench(tmp_path, {}) as made:
+        made.store.withhold(["theirs"])
+        async with anyio.create_task_group() as calls:
+            answers = list[set[str] | grpc.StatusCode]()
+
+            async def fetch() -> None:
+                try:
+                    answers.append(set(await made.peer.fetch("everybodys", "theirs")))
+                except grpc.aio.AioRpcError as error:
+                    answers.append(error.code())
+
+            calls.start_soon(fetch)
+            while not made.store.awaited(["theirs"]):
+                await anyio.lowlevel.checkpoint()
+            made.store.announce(frozenset({"everybodys"}))
+            made.service.permit(RULES)
+            made.store.publish({"theirs": SECRET})
+        assert answers in ([grpc.StatusCode.UNAVAILABLE], [{"everybodys"}])
+
+
+async def test_who_may_not_have_a_secret_hurries_nobody(tmp_path: Path) -> None:
+    """Those for whom clients wait are issued first."""
+    async with bench(tmp_path, RULES) as made:
+        made.store.withhold(["mine", "theirs"])
+        async with anyio.create_task_group() as calls:
+            calls.start_soon(made.peer.fetch, "mine", "theirs")
+            while not made.store.awaited(["mine"]):
+                await anyio.lowlevel.checkpoint()
+            assert not made.store.awaited(["theirs"])
+            made.store.publish({"mine": SECRET})
+
+
+async def test_a_rule_that_changes_for_others_disturbs_nobody(tmp_path: Path) -> None:
+    """An Envoy that refuses a secret has been sent the one before: it is not to refuse the same one again."""
+    async with bench(tmp_path, RULES) as made:
+        stream = await made.peer.stream().ask("mine")
+        await stream.read()
+        await stream.ack("mine")
+        made.change()
+        await stream.read()
+        await stream.ack("mine", error="no such curve")
+        assert set(await stream.read()) == {"mine"}, "the one before"
+        await stream.ack("mine")
+        await stream.ask("mine", "theirs")
+        await made.events.wait("refused")
+        made.service.permit({"mine": Rule(users=frozenset({ME, OTHER})), "theirs": MINE})
+        assert set(await stream.read()) == {"theirs"}
+        stream.leave()
+
+
+async def test_a_name_that_is_not_there_is_told_from_one_that_is_for_others(tmp_path: Path) -> None:
+    async with bench(tmp_path, RULES) as made:
+        delta = await made.peer.delta().subscribe("nobodys", "theirs")
+        await delta.read()
+        refused = {each["cause"]: each["names"] for each in made.events.named("refused")}
+        assert refused == {DENIED: ["theirs"], "unknown name": ["nobodys"]}
         delta.leave()
 
 

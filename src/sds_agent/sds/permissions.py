@@ -114,17 +114,21 @@ class Permissions:
     def __init__(self, rules: Rules) -> None:
         self._rules = dict(rules)
 
-    def replace(self, rules: Rules) -> frozenset[str]:
-        """Have these rules from now on; returns the names whose rule has come, gone or changed."""
+    def replace(self, rules: Rules) -> Mapping[str, Rule | None]:
+        """Have these rules from now on; returns what the rule of each name was that has another one now."""
         before, self._rules = self._rules, dict(rules)
-        return frozenset(name for name in before.keys() | rules.keys() if before.get(name) != rules.get(name))
+        names = before.keys() | rules.keys()
+        return {name: before.get(name) for name in names if before.get(name) != rules.get(name)}
 
     def may(self, process: ClientProcess | None, name: str) -> bool:
         """Whether this process may have the secret of this name. None is one of which nothing is known."""
-        rule = self._rules.get(name)
-        if rule is None:
-            return True
-        return process is not None and (process.user in rule.users or not rule.groups.isdisjoint(process.groups))
+        return _lets(self._rules.get(name), process)
+
+
+def _lets(rule: Rule | None, process: ClientProcess | None) -> bool:
+    if rule is None:
+        return True
+    return process is not None and (process.user in rule.users or not rule.groups.isdisjoint(process.groups))
 
 
 class VisibleCatalog:
@@ -138,6 +142,12 @@ class VisibleCatalog:
     def __getitem__(self, name: str) -> Resource | Absence:
         """The resource of this exact name, or why there is none."""
         return self._catalog[name] if self._permissions.may(self._process, name) else Absence.UNKNOWN
+
+    def is_other(self, name: str, before: Rule | None) -> bool:
+        """Whether the process might have had the secret of this name by the rule `before` and may not now, or the other
+        way round.
+        """
+        return _lets(before, self._process) != self._permissions.may(self._process, name)
 
     def former(self, name: str, version: str) -> Resource | None:
         """What was served under the name at that version, if it is still kept."""
@@ -168,13 +178,15 @@ class VisibleCatalog:
         pairs = zip(names, statuses, strict=True)
         return tuple(each if may(process, name) else replace(each, denied=True) for name, each in pairs)
 
-    def explained(self, action: Note | Finish) -> Note | Finish:
-        """The same action; one that refuses names which the process may not have says so."""
+    def explained(self, action: Note | Finish) -> list[Note | Finish]:
+        """The same action; one that refuses names which the process may not have says so, of these alone."""
         if isinstance(action, Finish):
-            return self.denied(action)
-        if isinstance(action, Refused) and (cause := self._cause(action.names)):
-            return Refused(action.names, cause)
-        return action
+            return [self.denied(action)]
+        if not isinstance(action, Refused) or not (cause := self._cause(action.names)):
+            return [action]
+        others = tuple(name for name in action.names if self._permissions.may(self._process, name))
+        hidden = Refused(tuple(name for name in action.names if name not in others), cause)
+        return [hidden, Refused(others)] if others else [hidden]
 
     def denied(self, finish: Finish) -> Finish:
         """The same end; one for the sake of names which the process may not have says so."""

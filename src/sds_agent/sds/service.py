@@ -273,7 +273,8 @@ class SecretDiscoveryService:
         have now. They end with OK where there were no rules before: their Envoys open others.
         """
         if self._permissions is not None:
-            self._push(self._permissions.replace(rules))
+            before = self._permissions.replace(rules)
+            self._push(frozenset(before), lambda stream, name: stream.is_concerned(name, before[name]))
         elif rules:
             from sds_agent.sds.permissions import Permissions  # noqa: PLC0415 - most configurations have no rules
 
@@ -292,11 +293,13 @@ class SecretDiscoveryService:
         self._catalog.change(names, self._audience, self._versions_in_use)
         self._push(names)
 
-    def _push(self, names: frozenset[str]) -> None:
-        """Have the streams that subscribe to these names send what is served under them now."""
+    def _push(
+        self, names: frozenset[str], is_concerned: Callable[[Stream[Any], str], bool] = lambda _stream, _name: True
+    ) -> None:
+        """Have the streams that subscribe to these names, and are concerned, send what is served under them now."""
         now, concerned = self._journal.monotonic(), dict[Stream[Any], None]()
         for name in names:
-            if streams := self._audience.of(name):
+            if streams := [each for each in self._audience.of(name) if is_concerned(each, name)]:
                 found = self._catalog[name]
                 version = found.version if isinstance(found, Resource) else None
                 for each in streams:
@@ -468,20 +471,17 @@ class SecretDiscoveryService:
 
     async def _fetched(self, context: Context) -> tuple[grpc.StatusCode, str] | None:
         account = self._account(context)
-        catalog = self._seen_by(account)
         journal = self._journal.open("FetchSecrets", account.holder)
         finish: Finish | None = FAULT
         try:
-            finish = await self._fetch(context, account, journal, catalog)
+            finish = await self._fetch(context, account, journal)
         except Exception as error:  # noqa: BLE001 - likewise
             log.fault(LOG, "SDS FetchSecrets", error)
         finally:
             journal.end()
-        return None if finish is None else (_CODES[finish.code], _explained(finish, catalog))
+        return None if finish is None else (_CODES[finish.code], _explained(finish, self._seen_by(account)))
 
-    async def _fetch(
-        self, context: Context, account: Connection, journal: StreamJournal, catalog: "Catalog | VisibleCatalog"
-    ) -> Finish | None:
+    async def _fetch(self, context: Context, account: Connection, journal: StreamJournal) -> Finish | None:
         """Answer the call. Returns how to end it where it gets no answer."""
         if account.gives_way:
             journal.note([TOO_MUCH])
@@ -493,7 +493,7 @@ class SecretDiscoveryService:
                 with self._place(call, account.holder):
                     request = call.met(await _only(context))
                     self._changed()
-                    answer = await self._answer(request, catalog)
+                    answer = await self._answer(request, account)
                     if isinstance(answer, Respond):
                         data = encode(answer)
                         call.answers(len(data))
@@ -514,7 +514,7 @@ class SecretDiscoveryService:
         """Seconds until the answer: before the client's own deadline, so that it gets our status, not its time-out."""
         return self._fetch_timeout if remaining is None else min(self._fetch_timeout, remaining * 0.9)
 
-    async def _answer(self, request: SotwRequest, catalog: "Catalog | VisibleCatalog") -> Respond | Finish:
+    async def _answer(self, request: SotwRequest, account: Connection) -> Respond | Finish:
         from sds_agent.sds.fetch import fetch  # noqa: PLC0415 - Envoys open streams
 
         changed, caller = asyncio.Event(), object()
@@ -524,13 +524,16 @@ class SecretDiscoveryService:
             if not names.isdisjoint(others):
                 changed.set()
 
+        catalog = self._seen_by(account)
         catalog.want(caller, names)
-        self._store.await_names(caller, names)
         try:
             with self._store.watching(look):
                 while (answer := fetch(request, catalog, most_names=self._most_names)) is None:
+                    pending = frozenset(name for name in names if catalog[name] is Absence.PENDING)
+                    self._store.await_names(caller, pending)
                     await changed.wait()
                     changed.clear()
+                    catalog = self._seen_by(account)  # it may have been told of the change before the first rule came
         finally:
             catalog.want(caller, ())
             self._store.await_names(caller, frozenset())

@@ -43,7 +43,7 @@ from sds_agent.sds.status import Nack, NameStatus, StreamStatus
 from sds_agent.secrets.store import SecretStore
 
 if TYPE_CHECKING:
-    from sds_agent.sds.permissions import VisibleCatalog
+    from sds_agent.sds.permissions import Rule, VisibleCatalog
     from sds_agent.sds.refusals import Replacements
 
 FULL = Finish(StatusCode.RESOURCE_EXHAUSTED, detail="there are more streams than sds.limits.streams allows")
@@ -219,6 +219,12 @@ class Stream(Generic[R]):
         """End the stream, because other clients need its place, or the memory that it takes."""
         self._last = finish
         self.drain()
+
+    def is_concerned(self, name: str, before: "Rule | None") -> bool:
+        """Whether its client may have the secret of this name now, and might not by the rule `before`, or the other way
+        round.
+        """
+        return not isinstance(self._catalog, Catalog) and self._catalog.is_other(name, before)
 
     def due(self, name: str, version: str | None, now: float) -> None:
         """The secret of a name to which it subscribes has changed at that monotonic time; None where there is none to
@@ -439,7 +445,7 @@ class Stream(Generic[R]):
             return answers, None
         notes = [action for action in actions if not isinstance(action, Respond)]
         if not isinstance(self._catalog, Catalog):
-            notes = [self._catalog.explained(each) for each in notes]
+            notes = [said for each in notes for said in self._catalog.explained(each)]
         self._journal.note(notes)
         for note in notes:
             if isinstance(note, Finish):
