@@ -18,24 +18,24 @@ UNCHANGED = -1
 """The id that chown(2) takes for "leave it as it is"."""
 
 
-def user_id(name: str | None, setting: str) -> int:
-    """The id of a user, by name or number; UNCHANGED for None."""
+def user_id(name: str | None, setting: str, otherwise: str = "") -> int:
+    """The id of a user, by name or number; UNCHANGED for None. `otherwise` is what to do where nobody has the name."""
     if name is None:
         return UNCHANGED
     try:
         return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
     except KeyError as error:
-        raise _unknown("user", name, setting) from error
+        raise _unknown("user", name, setting, otherwise) from error
 
 
-def group_id(name: str | None, setting: str) -> int:
-    """The id of a group, by name or number; UNCHANGED for None."""
+def group_id(name: str | None, setting: str, otherwise: str = "") -> int:
+    """The id of a group, by name or number; UNCHANGED for None. `otherwise` likewise."""
     if name is None:
         return UNCHANGED
     try:
         return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
     except KeyError as error:
-        raise _unknown("group", name, setting) from error
+        raise _unknown("group", name, setting, otherwise) from error
 
 
 def may_give_to_user(user: int) -> bool:
@@ -57,6 +57,6 @@ def may_change_owner() -> bool:
     return True
 
 
-def _unknown(what: str, name: str, setting: str) -> ProblemsError:
+def _unknown(what: str, name: str, setting: str, otherwise: str) -> ProblemsError:
     found = f"there is no {what} {name!r} on this machine"
-    return ProblemsError([Problem((setting,), found, f"make it, name another, or leave {setting} out")])
+    return ProblemsError([Problem((setting,), found, otherwise or f"make it, name another, or leave {setting} out")])

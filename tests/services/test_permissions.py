@@ -292,3 +292,6 @@ def test_a_user_whom_the_kernel_cannot_tell_from_others_is_refused(tmp_path: Pat
     with pytest.raises(ProblemsError) as caught:
         rules(tmp_path, clients)
     assert str(caught.value.problems[0]).startswith(problem)
+    assert " out" not in caught.value.problems[0].fix, (
+        "which would leave it to everybody, or refuse the rest of the list"
+    )

@@ -68,12 +68,12 @@ class Accounts:
 
 
 def _ids(
-    names: Iterable[str], look_up: Callable[[str, str], int], known: dict[str, int], setting: str, kind: str
+    names: Iterable[str], look_up: Callable[[str, str, str], int], known: dict[str, int], setting: str, kind: str
 ) -> frozenset[int]:
     for name in names:
         if name in known:
             continue
-        found = look_up(name, setting)
+        found = look_up(name, setting, "make it, or name another")
         if found == _OVERFLOW:
             problem = f"names the {kind} {name!r}, whose id {found} stands for each {kind} of other user namespaces"
             raise ProblemsError([Problem((setting,), problem, f"run those who may ask under a {kind} of their own")])
