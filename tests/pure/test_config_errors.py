@@ -334,6 +334,13 @@ MISTAKES = {
         "workloads[0].clients",
         "names nobody; name users, groups or both; left out, every process that may connect may ask",
     ),
+    "an output for some where files are for everybody": Mistake(
+        f"{MINIMAL}    clients: {{users: [envoy]}}\n    output: /srv/a/../tls/web\nsds: {{files: [/a, /srv/tls]}}\n",
+        6,
+        "workloads[0].output",
+        'is below "/srv/tls", from where every process that may connect gets files (sds.files); write it elsewhere: '
+        "clients says who may have its key",
+    ),
     "an empty list of users": Mistake(
         f"{MINIMAL}    clients: {{users: [], groups: [envoy]}}\n", 5, "workloads[0].clients.users", "one or more users"
     ),

@@ -7,6 +7,7 @@ rest, so that these problems are found together with those of single values.
 import os.path
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from pathlib import Path
 
 from sds_agent.admin.settings import unguarded, without_extra
 from sds_agent.authority import registry
@@ -26,6 +27,7 @@ def conflicts(chosen: Settings) -> Iterator[Problem]:
     yield from _trust_domains(workloads, chosen.trust_domain)
     yield from _outputs(workloads)
     yield from _clients(workloads)
+    yield from _given_to_everybody(workloads, chosen)
     yield from _encryption(chosen)
     yield from _sockets(chosen)
     if was_read(chosen.admin):
@@ -154,6 +156,20 @@ def _clients(workloads: Mapping[int, WorkloadSettings]) -> Iterator[Problem]:
         if not (clients.users or clients.groups):
             fix = "name users, groups or both; left out, every process that may connect may ask"
             yield Problem(_at(index, "clients"), "names nobody", fix)
+
+
+def _given_to_everybody(workloads: Mapping[int, WorkloadSettings], chosen: Settings) -> Iterator[Problem]:
+    """Keys that are for some alone, in files that each process may ask for by their names."""
+    if not was_read(chosen.sds):
+        return
+    allowed = [os.path.normpath(each) for _, each in readable(chosen.sds.files)]
+    for index, each in workloads.items():
+        if each.clients is None or not each.output or not was_read(each.output.directory):
+            continue
+        directory = Path(os.path.normpath(each.output.directory))
+        if above := next((place for place in allowed if directory.is_relative_to(place)), None):
+            found = f"is below {quoted(above)}, from where every process that may connect gets files (sds.files)"
+            yield Problem(_at(index, "output"), found, "write it elsewhere: clients says who may have its key")
 
 
 def _outputs(workloads: Mapping[int, WorkloadSettings]) -> Iterator[Problem]:
