@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pwd
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -244,6 +245,49 @@ async def test_who_asks_hears_each_time_that_the_file_is_bad(agent: Followed) ->
     for count in (1, 2, 3):
         await agent.ask()
         assert len(agent.events.named("reload_refused")) == count
+
+
+def for_user(name: str) -> list[dict[str, Any]]:
+    """The workload of the fixture, for this user alone."""
+    return [{"name": "web", "spiffe_id": "spiffe://demo.example/web", "clients": {"users": [name]}}]
+
+
+def known_as(monkeypatch: pytest.MonkeyPatch, **ids: int) -> None:
+    """Have this machine know these users, and no others."""
+
+    def found(name: str) -> pwd.struct_passwd:
+        return pwd.struct_passwd((name, "x", ids[name], ids[name], "", "/", "/bin/false"))
+
+    monkeypatch.setattr(pwd, "getpwnam", found)
+
+
+async def test_a_user_who_is_not_there_has_the_file_refused_until_he_is(
+    agent: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known_as(monkeypatch)
+    agent.write(workloads=for_user("edge"))
+    (cause,) = (await agent.events.wait("reload_refused"))["causes"]
+    assert cause.startswith("workloads[0].clients.users: there is no user 'edge' on this machine")
+    await agent.peer.fetch("web")
+    known_as(monkeypatch, edge=4711)
+    await agent.events.wait("reloaded")
+    with pytest.raises(grpc.aio.AioRpcError, match="PERMISSION_DENIED"):
+        await agent.peer.fetch("web")
+
+
+async def test_who_asks_has_users_looked_up_anew(agent: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One may have got another id, and another user that one."""
+    known_as(monkeypatch, edge=os.geteuid())
+    agent.write(workloads=for_user("edge"))
+    await agent.events.wait("reloaded")
+    await agent.peer.fetch("web")
+    known_as(monkeypatch, edge=4711)
+    await agent.ask()
+    with pytest.raises(grpc.aio.AioRpcError, match="PERMISSION_DENIED"):
+        await agent.peer.fetch("web")
+    known_as(monkeypatch)
+    await agent.ask()
+    assert "there is no user 'edge'" in agent.events.named("reload_refused")[-1]["causes"][0]
 
 
 async def test_a_file_that_is_removed_is_reported_and_changes_nothing(agent: Followed) -> None:

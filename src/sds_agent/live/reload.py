@@ -164,10 +164,11 @@ class Reload:
         change = difference(self._agent.settings, settings)
         if change.refusals:
             raise _RefusedError(change.refusals, final=True)
+        rules = await self._rules(settings)
         if not change:
+            self._agent.sds.permit(rules)  # users and groups may have other ids by now
             return change
         await self._prepare(settings)
-        rules = await self._rules(settings)
         fresh = await self._opened(settings, change)
         closing = self._cas.replace(fresh, change.to_close)
         await self._agent.apply(settings, {name: self._cas[name] for name in settings.authorities}, rules)
