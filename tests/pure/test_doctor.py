@@ -349,6 +349,12 @@ def test_an_agent_in_order_is_good_in_every_line_but_for_a_root_that_ends_soon()
         (asking(NameStatus("web", "v0", "v0")), "Envoy edge-1", "warning", "has not acknowledged web"),
         (Seen(streams=()), "Envoys", "warning", "check the path in their clusters"),
         (Seen(streams=(), departed=(LEFT,)), "Envoys", "warning", "the last, edge-2, left at"),
+        (
+            Seen(streams=(), departed=(replace(LEFT, cause="a process of uid 5 may not have 'web'"),)),
+            "Envoys",
+            "warning",
+            "UTC: a process of uid 5 may not have 'web'",
+        ),
     ],
 )
 def test_what_is_wrong_with_an_agent_has_a_line(seen: Seen, subject: str, condition: str, words: str) -> None:

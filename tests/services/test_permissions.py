@@ -95,7 +95,9 @@ async def test_the_command_says_of_a_secret_that_it_is_for_others(tmp_path: Path
 
 async def test_fetch_and_delta_hold_to_the_rules_too(tmp_path: Path) -> None:
     async with bench(tmp_path, RULES) as made:
-        assert set(await made.peer.fetch(*NAMES)) == {"mine", "everybodys"}
+        assert set(await made.peer.fetch(*NAMES, "nobodys")) == {"mine", "everybodys"}
+        refused = {each["cause"]: each["names"] for each in made.events.named("refused")}
+        assert refused == {DENIED: ["theirs"], "unknown name": ["nobodys"]}
         delta = await made.peer.delta().subscribe(*NAMES)
         answer = await delta.read()
         assert {each.name for each in answer.resources} == {"mine", "everybodys"}

@@ -186,6 +186,14 @@ def test_message_about_many_names_is_bounded() -> None:
     assert "'nobody', 'nobody', ...; this agent serves 'spiffe://demo.example/workload/0', " in text
 
 
+def test_message_names_nothing_where_the_first_names_are_for_others() -> None:
+    finish = Finish(StatusCode.NOT_FOUND, ("nobody",))
+    assert explain(finish, ()) == "no secret named 'nobody'"
+    files = "file-cert: and file-root: names of files below '/srv'"
+    assert explain(finish, (), (Path("/srv"),)) == f"no secret named 'nobody'; this agent serves {files}"
+    assert explain(finish, ("web",), (Path("/srv"),)).endswith(f"; this agent serves 'web', and {files}")
+
+
 async def test_same_refusal_is_logged_once(tmp_path: Path) -> None:
     """An Envoy with a wrong name asks for it for ever."""
     async with running(tmp_path) as (_, peer, events):

@@ -135,6 +135,8 @@ def _missing(status: Status) -> str:
     if not status.departed:
         return "check the path in their clusters"
     last = status.departed[-1]
+    if last.cause:
+        return f"the agent ended the last stream, of {last.node or last.peer}, at {last.left_at:{TIME}}: {last.cause}"
     return f"the last, {last.node or last.peer}, left at {last.left_at:{TIME}}: see whether it runs"
 
 

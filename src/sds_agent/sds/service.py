@@ -26,6 +26,8 @@ from sds_agent.sds.protocol import (
     Absence,
     DeltaRequest,
     Finish,
+    Note,
+    Refused,
     Resource,
     Respond,
     SotwRequest,
@@ -499,7 +501,7 @@ class SecretDiscoveryService:
                         call.answers(len(data))
                         account.give(len(data))
                         journal.sending(answer, changed=False)
-                        journal.note([answer])
+                        journal.note([*self._left_out(request, answer, account), answer])
                         with suppress(grpc.aio.InternalError):  # the client has left
                             await context.write(data)
                         return None
@@ -509,6 +511,15 @@ class SecretDiscoveryService:
             answer = call.ended
         journal.note([answer])
         return answer
+
+    def _left_out(self, request: SotwRequest, answer: Respond, account: Connection) -> list[Note | Finish]:
+        """What to log of names that are not in the answer, of which it says nothing."""
+        answered = {each.name for each in answer.resources}
+        left_out = tuple(name for name in request.names if name not in answered)
+        if not left_out:
+            return []
+        catalog, refused = self._seen_by(account), Refused(left_out)
+        return [refused] if isinstance(catalog, Catalog) else catalog.explained(refused)
 
     def _time_for_fetch(self, remaining: float | None) -> float:
         """Seconds until the answer: before the client's own deadline, so that it gets our status, not its time-out."""
@@ -567,6 +578,6 @@ def explain(finish: Finish, offered: tuple[str, ...], directories: tuple[Path, .
     more = ", ..." if len(finish.names) > 4 else ""
     served = ", ".join(quoted(name, LONGEST_NAME) for name in offered[: LONGEST_DETAIL // 4])
     files = ", ".join(quoted(str(each), LONGEST_NAME) for each in directories)
-    beside = f", and file-cert: and file-root: names of files below {files}" if files else ""
-    text = f"no secret named {asked}{more}; this agent serves {served}{beside}"
-    return cut(text, LONGEST_DETAIL)
+    of_files = [f"file-cert: and file-root: names of files below {files}"] if files else []
+    known = ", and ".join([*([served] if served else []), *of_files])  # of thousands the first may be for others
+    return cut(f"no secret named {asked}{more}{f'; this agent serves {known}' if known else ''}", LONGEST_DETAIL)
