@@ -231,6 +231,26 @@ def test_an_envoy_is_found_by_its_node_id_whatever_the_status_makes_of_it(node: 
     assert f"was open from {STREAM.connected_at:{TIME}}" in found(left, "web", node)[-1][1]
 
 
+def test_an_envoy_that_has_another_stream_is_told_why_the_agent_ended_this_one() -> None:
+    """An Envoy asks for each secret on a stream of its own: the one for the roots goes on."""
+    cause = "a process of uid 101 may not have 'web'"
+    denied = replace(LEFT, node=STREAM.node, peer=STREAM.peer, cause=cause, left_at=NOW - timedelta(seconds=30))
+    seen = Seen(streams=(replace(STREAM, names=(NameStatus("ROOTCA", "v2", "v2"),)),), departed=(denied,))
+    for node in (None, STREAM.node):
+        verdict, text = found(seen, "web", node)[-1]
+        assert (verdict, text.endswith("when the agent ended it: a process of uid 101 may not have 'web'")) == (
+            "bad",
+            True,
+        )
+    shown = status(seen, NOW)
+    (said,) = [each for each in of_agent(shown, "0.1") if each.subject == f"Envoy {STREAM.node}"]
+    assert (said.condition, said.text.startswith("did not get web at ")) == ("bad", True)
+    assert not [each for each in of_agent(shown, "0.1") if "all have what is served" in each.text]
+    for other in (replace(denied, peer="pid 5 (uid 5)"), replace(denied, left_at=NOW - HOUR)):
+        others = of_agent(status(replace(seen, departed=(other,)), NOW), "0.1")
+        assert [each for each in others if "all have what is served" in each.text], "it may be past"
+
+
 def test_an_envoy_whose_stream_the_agent_ended_is_told_why() -> None:
     seen = Seen(streams=(), departed=(replace(LEFT, names=("wbe",), cause="no secret named 'wbe'"),))
     assert found(seen, "web", "edge-2")[-1][1].endswith("when the agent ended it: no secret named 'wbe'")

@@ -143,6 +143,9 @@ def _of_subscribers(status: Status, names: Sequence[str], node: str | None) -> I
     if not asking:
         asked = sorted({sub.name for each in streams for sub in each.subscriptions})
         who = "no connected Envoy asks" if node is None else f"the Envoy {node} is connected and does not ask"
+        if left is not None and left.cause and any(name in names for name in left.names):
+            yield ExplanationStep("bad", f"{who} for it; {_how_it_left(left)}")
+            return
         yield ExplanationStep(
             "warning" if node is None else "bad",
             f"{who} for it{_now_left(left)}, but for {', '.join(asked[:20])}; check the names in its configuration",

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sds_agent.admin.model import (
     TIME,
@@ -23,6 +23,8 @@ from sds_agent.doctor.served import Served
 
 MOST_NAMES = 5
 """Workloads that a line names, or causes."""
+ASKS_AGAIN = timedelta(minutes=2)
+"""An Envoy whose stream was ended opens another within half a minute. What it does not ask for any more is past."""
 
 
 def of_agent(status: Status, version: str, named: str = "") -> Iterator[Diagnosis]:
@@ -124,11 +126,21 @@ def of_subscribers(status: Status, named: str = "") -> Iterator[Diagnosis]:
     """The Envoys that are connected, those in trouble each, the others counted."""
     known = Served(served_names(status))
     troubles = [each for subscriber in status.subscribers for each in _of_subscriber(subscriber, known, named)]
+    troubles += _refused(status)
     yield from troubles
     if not status.subscribers:
         yield warning("Envoys", f"none is connected to {status.agent.socket}; {_missing(status)}")
     elif not troubles:
         yield good("Envoys", f"{len({each.node for each in status.subscribers})} connected, all have what is served")
+
+
+def _refused(status: Status) -> Iterator[Diagnosis]:
+    """The Envoys that are connected, but for a name for which the agent ends the stream each time that they ask."""
+    connected = {(each.node, each.peer) for each in status.subscribers}
+    for left in status.departed or ():
+        if left.cause and (left.node, left.peer) in connected and status.at - left.left_at < ASKS_AGAIN:
+            names = " and ".join(left.names)
+            yield bad(f"Envoy {left.node or left.peer}", f"did not get {names} at {left.left_at:{TIME}}: {left.cause}")
 
 
 def _missing(status: Status) -> str:
