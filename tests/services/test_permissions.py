@@ -223,6 +223,20 @@ async def test_who_may_no_longer_have_a_secret_loses_it_and_no_other_stream_ends
             each.leave()
 
 
+async def test_who_loses_a_secret_is_logged_though_it_was_refused_before(tmp_path: Path) -> None:
+    async with bench(tmp_path, RULES) as made:
+        for count in (1, 2):
+            stream = await made.peer.stream().ask("theirs")
+            await stream.end()
+            await made.events.wait("refused", count=count)
+            made.service.permit({"theirs": MINE})
+            stream = await made.peer.stream().ask("theirs")
+            await stream.read()
+            made.service.permit(RULES)
+            await stream.end()
+            await made.events.wait("refused", count=count + 1)
+
+
 async def test_the_first_rule_concerns_streams_that_are_open(tmp_path: Path) -> None:
     """Their Envoys open others, which get what they may have."""
     async with bench(tmp_path, {}) as made:

@@ -153,6 +153,10 @@ class Journal:
         """The refusal was left out, and is to be logged the next time."""
         self._refused.pop(_key(what), None)
 
+    def forget_refusals(self) -> None:
+        """Other refusals are due from now on: who has lost something is logged, though it was refused before."""
+        self._refused.clear()
+
     def forget_stream(self, stream: int) -> None:
         """The stream is over."""
         self._warnings.forget(stream)

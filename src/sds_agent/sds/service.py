@@ -276,6 +276,8 @@ class SecretDiscoveryService:
         """
         if self._permissions is not None:
             before = self._permissions.replace(rules)
+            if before:
+                self._journal.forget_refusals()
             self._push(frozenset(before), lambda stream, name: stream.is_concerned(name, before[name]))
         elif rules:
             from sds_agent.sds.permissions import Permissions  # noqa: PLC0415 - most configurations have no rules
