@@ -246,6 +246,7 @@ def test_an_envoy_that_has_another_stream_is_told_why_the_agent_ended_this_one()
     (said,) = [each for each in of_agent(shown, "0.1") if each.subject == f"Envoy {STREAM.node}"]
     assert (said.condition, said.text.startswith("did not get web at ")) == ("bad", True)
     assert not [each for each in of_agent(shown, "0.1") if "all have what is served" in each.text]
+    assert f"Envoys that ask again and again for what they do not get: {STREAM.node}" in headline(shown)
     for other in (replace(denied, peer="pid 5 (uid 5)"), replace(denied, left_at=NOW - HOUR)):
         others = of_agent(status(replace(seen, departed=(other,)), NOW), "0.1")
         assert [each for each in others if "all have what is served" in each.text], "it may be past"

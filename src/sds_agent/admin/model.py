@@ -6,7 +6,8 @@ in UTC (RFC 3339). None holds key material. What a peer or a CA wrote is in prin
 print it as it is.
 """
 
-from datetime import datetime
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -17,6 +18,9 @@ FORMAT = 1
 """The version of the model. A field may be added without a change of it; one that changes its meaning or goes changes
 it.
 """
+
+ASKS_AGAIN = timedelta(minutes=2)
+"""An Envoy whose stream was ended opens another within half a minute. What it does not ask for any more is past."""
 
 Moment = Annotated[datetime, Meta(tz=True)]
 """A time that names its zone."""
@@ -290,6 +294,14 @@ def goes_on(subscription: SubscriptionView) -> str:
 def first_name(bundle: BundleView) -> str:
     """The name by which people know a bundle."""
     return next(iter(bundle.names), bundle.trust_domain)
+
+
+def refused_again(status: "Status") -> "Iterator[DepartedView]":
+    """The streams that the agent has ended of late, of Envoys that have others: they ask again and again."""
+    connected = {(each.node, each.peer) for each in status.subscribers}
+    for left in status.departed or ():
+        if left.cause and (left.node, left.peer) in connected and status.at - left.left_at < ASKS_AGAIN:
+            yield left
 
 
 def served_names(status: "Status") -> list[str]:

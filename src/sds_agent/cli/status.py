@@ -12,6 +12,7 @@ from sds_agent.admin.model import (
     SubscriberView,
     first_name,
     nears_its_end,
+    refused_again,
     roots_near_their_end,
 )
 from sds_agent.cli import asking, output
@@ -131,6 +132,8 @@ def _concerns(status: Status) -> Iterator[str]:
         ]
         if nodes:
             yield f"Envoys that {verb}: {_some(nodes)}"
+    if again := [each.node or each.peer for each in refused_again(status)]:
+        yield f"Envoys that ask again and again for what they do not get: {_some(again)}"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sds_agent.admin.model import (
     TIME,
@@ -13,6 +13,7 @@ from sds_agent.admin.model import (
     first_name,
     goes_on,
     nears_its_end,
+    refused_again,
     roots_near_their_end,
     served_names,
     why_no_peer_is_accepted,
@@ -23,8 +24,6 @@ from sds_agent.doctor.served import Served
 
 MOST_NAMES = 5
 """Workloads that a line names, or causes."""
-ASKS_AGAIN = timedelta(minutes=2)
-"""An Envoy whose stream was ended opens another within half a minute. What it does not ask for any more is past."""
 
 
 def of_agent(status: Status, version: str, named: str = "") -> Iterator[Diagnosis]:
@@ -135,12 +134,9 @@ def of_subscribers(status: Status, named: str = "") -> Iterator[Diagnosis]:
 
 
 def _refused(status: Status) -> Iterator[Diagnosis]:
-    """The Envoys that are connected, but for a name for which the agent ends the stream each time that they ask."""
-    connected = {(each.node, each.peer) for each in status.subscribers}
-    for left in status.departed or ():
-        if left.cause and (left.node, left.peer) in connected and status.at - left.left_at < ASKS_AGAIN:
-            names = " and ".join(left.names)
-            yield bad(f"Envoy {left.node or left.peer}", f"did not get {names} at {left.left_at:{TIME}}: {left.cause}")
+    for left in refused_again(status):
+        names = " and ".join(left.names)
+        yield bad(f"Envoy {left.node or left.peer}", f"did not get {names} at {left.left_at:{TIME}}: {left.cause}")
 
 
 def _missing(status: Status) -> str:
