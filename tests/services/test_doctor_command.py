@@ -61,3 +61,11 @@ def test_a_configuration_that_cannot_be_read_is_one_line(tmp_path: Path, capsys:
     assert main(["doctor", "--config", str(tmp_path / "none.yaml")]) == 1
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"bad      configuration: {tmp_path}/none.yaml: the file does not exist")
+
+
+def test_a_configuration_that_cannot_be_examined_is_a_line_too(tmp_path: Path, capsys: Printed) -> None:
+    """As where this user may not enter its directory, which root may."""
+    assert main(["doctor", "--config", str(tmp_path / ("long" * 100))]) == 1
+    line, *_ = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"bad      configuration: {tmp_path}/longlong")
+    assert "File name too long" in line

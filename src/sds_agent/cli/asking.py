@@ -5,7 +5,9 @@ import os
 import re
 import shlex
 import socket
+import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from sds_agent.cli.paths import as_path, as_socket, filled
 from sds_agent.cli.ready import asked, sockets
 from sds_agent.config.defaults import admin_socket
 from sds_agent.errors import ProblemsError, SdsAgentError
+from sds_agent.files import looked_up
 from sds_agent.text import one_line
 
 if TYPE_CHECKING:
@@ -119,14 +122,16 @@ def places(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def places_beside(file: Path) -> tuple[str, ...]:
     """Where the admin server of an agent may be that runs on what this file held before: where the file still says, or
-    else by default. None where it is no file. Raises ProblemsError.
+    else by default. Empty where it is no file. Raises ProblemsError.
     """
     from sds_agent.config.defaults import without_file  # noqa: PLC0415 - measured: 55 ms
     from sds_agent.config.loading import load  # noqa: PLC0415 - likewise
     from sds_agent.configfile.source import read  # noqa: PLC0415 - likewise
 
-    if not file.is_file():
-        return ()
+    with suppress(OSError):  # where it cannot be examined, it may be one that the agent's user reads
+        found = looked_up(file)
+        if found is None or not stat.S_ISREG(found.st_mode):
+            return ()
     try:
         document, _ = read(file)
         said = {key: value for key, value in document.tree.items() if key in {"sds", "admin"}}
