@@ -143,6 +143,10 @@ class VisibleCatalog:
         """The resource of this exact name, or why there is none."""
         return self._catalog[name] if self._permissions.may(self._process, name) else Absence.UNKNOWN
 
+    def allowed(self, names: Iterable[str]) -> frozenset[str]:
+        """Those of the names that the process may have, whether there is anything under them or not."""
+        return frozenset(name for name in names if self._permissions.may(self._process, name))
+
     def is_other(self, name: str, before: Rule | None) -> bool:
         """Whether the process might have had the secret of this name by the rule `before` and may not now, or the other
         way round.

@@ -23,7 +23,6 @@ from sds_agent.sds.codec import MalformedMessageError, decode, decode_delta, enc
 from sds_agent.sds.counts import SdsCounts
 from sds_agent.sds.journal import Journal, StreamJournal
 from sds_agent.sds.protocol import (
-    Absence,
     DeltaRequest,
     Finish,
     Note,
@@ -542,8 +541,8 @@ class SecretDiscoveryService:
         try:
             with self._store.watching(look):
                 while (answer := fetch(request, catalog, most_names=self._most_names)) is None:
-                    pending = frozenset(name for name in names if catalog[name] is Absence.PENDING)
-                    self._store.await_names(caller, pending)
+                    allowed = names if isinstance(catalog, Catalog) else catalog.allowed(names)
+                    self._store.await_names(caller, allowed)
                     await changed.wait()
                     changed.clear()
                     catalog = self._seen_by(account)  # it may have been told of the change before the first rule came
