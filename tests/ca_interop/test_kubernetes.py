@@ -189,7 +189,11 @@ async def test_the_rule_in_the_error_is_the_one_that_rbac_lacks(kube: Cluster, i
     )
     verbs: list[str] = []
     # the request that is there is kept where it cannot be followed: that is no answer to it
-    lacks = [("retrying", {"kind": "denied"}), ("request_not_watched", {}), ("retrying", {"kind": "unauthenticated"})]
+    lacks: list[tuple[str, Object]] = [
+        ("retrying", {"kind": "denied"}),
+        ("request_not_watched", {}),
+        ("retrying", {"kind": "unauthenticated"}),
+    ]
     async with agent(place, {"type": "kubernetes", **keys}, fraction=FRACTION) as running:
         for name, fields in lacks:
             denied = await running.event(name, **fields)

@@ -23,6 +23,7 @@ from sds_agent.sds.codec import MalformedMessageError, decode, decode_delta, enc
 from sds_agent.sds.counts import SdsCounts
 from sds_agent.sds.journal import Journal, StreamJournal
 from sds_agent.sds.protocol import (
+    Absence,
     DeltaRequest,
     Finish,
     Note,
@@ -490,7 +491,7 @@ class SecretDiscoveryService:
             journal.note([TOO_MUCH])
             return TOO_MUCH
         seconds = self._time_for_fetch(context.time_remaining())
-        call = _Fetch(context, account, journal, catalog, seconds)
+        call = _Fetch(context, account, journal, self._seen_by(account), seconds)
         try:
             async with call.timeout:
                 with self._place(call, account.holder):
