@@ -21,27 +21,37 @@ from typing import Self
 
 import sds_agent
 from sds_agent.sds.endpoint import SocketFile
+from sds_agent.sds.relay import _Direction
 from sds_agent.sds.server import Limits, serving
 from sds_agent.sds.service import SecretDiscoveryService
 from sds_agent.secrets.model import BundleSecret, CertificateSecret
 from sds_agent.secrets.store import SecretStore
 
 OURS = str(Path(sds_agent.__file__).parent)
+RELAYING = tuple(f"{OURS}/{each}.py" for each in ("sds/relay", "sds/acceptor", "rpc/frames"))
+"""What runs for each piece that a relay reads. In how many pieces a message comes depends on the moment."""
 TURNS = 20
 """Turns of the event loop in which what is due is done, such as what the last ACK causes."""
 
 
 class Calls:
-    """Counts, of this thread: calls of the package's functions, and messages with secrets that are written as bytes."""
+    """Counts, of this thread: calls of the package's functions, those of what relays apart from the others, the pieces
+    that it read, and messages with secrets that are written as bytes.
+    """
 
     def __init__(self) -> None:
         self.functions = 0
+        self.relaying = 0
+        self.pieces = 0
         self.encoded = 0
         self.serialized = 0
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> None:
         """What `sys.setprofile` calls."""
-        if event == "call" and frame.f_code.co_filename.startswith(OURS):
+        if event == "call" and frame.f_code.co_filename in RELAYING:
+            self.relaying += 1
+            self.pieces += frame.f_code is _Direction._read.__code__
+        elif event == "call" and frame.f_code.co_filename.startswith(OURS):
             self.functions += 1
         elif event == "c_call" and getattr(argument, "__name__", "") == "SerializeToString":
             self.serialized += 1
@@ -108,6 +118,8 @@ class Agent:
             sys.setprofile(None)
         return {
             "functions": calls.functions,
+            "relaying": calls.relaying,
+            "pieces": calls.pieces,
             "encoded": calls.encoded,
             "serialized": calls.serialized,
             "lines": self._lines.lines - lines,

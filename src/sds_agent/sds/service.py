@@ -297,13 +297,14 @@ class SecretDiscoveryService:
         self._catalog.change(names, self._audience, self._versions_in_use)
         self._push(names)
 
-    def _push(
-        self, names: frozenset[str], is_concerned: Callable[[Stream[Any], str], bool] = lambda _stream, _name: True
-    ) -> None:
+    def _push(self, names: frozenset[str], is_concerned: Callable[[Stream[Any], str], bool] | None = None) -> None:
         """Have the streams that subscribe to these names, and are concerned, send what is served under them now."""
         now, concerned = self._journal.monotonic(), dict[Stream[Any], None]()
         for name in names:
-            if streams := [each for each in self._audience.of(name) if is_concerned(each, name)]:
+            streams = self._audience.of(name)
+            if is_concerned is not None:
+                streams = tuple(each for each in streams if is_concerned(each, name))
+            if streams:
                 found = self._catalog[name]
                 version = found.version if isinstance(found, Resource) else None
                 for each in streams:
