@@ -309,10 +309,11 @@ class LockedDirectory:
 
     def in_place(self) -> bool:
         """Whether the lock file in the directory is still the one that was locked: it may be removed or replaced."""
-        if self._lock is None:
+        lock = self._lock  # another thread may claim or release the directory meanwhile
+        if lock is None:
             return False
         try:
-            return os.path.samestat(self._lock_file.lstat(), os.fstat(self._lock))
+            return os.path.samestat(self._lock_file.lstat(), os.fstat(lock))
         except OSError:
             return False
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -21,7 +22,7 @@ from sds_agent import app
 from sds_agent.authority.in_process import StoredAuthority
 from sds_agent.authority.protocol import AuthorityError
 from sds_agent.clock import SystemClock
-from sds_agent.directories import LockedDirectory, locked_directory
+from sds_agent.directories import LockedDirectory, NotLockedError, locked_directory
 from sds_agent.errors import SdsAgentError
 from sds_agent.issuance.anchors_file import AnchorsFile, StoredAnchors
 from sds_agent.issuance.cache import CachedCertificate, CacheError, CertificateCache
@@ -123,6 +124,23 @@ def all_stored(directory: Path) -> bool:
     anchors = directory / "anchors.json"
     needed = anchors.exists() and json.loads(anchors.read_bytes())["needed"]
     return bool(needed and list(directory.glob("certificates/*.json")))
+
+
+def test_a_lock_that_is_released_while_another_thread_looks_at_it_is_not_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch claims the directory anew while a certificate is written: what is stored later is no fault."""
+    with locked(tmp_path / "state") as claimed:
+        look = Path.lstat
+
+        def released_meanwhile(path: Path) -> os.stat_result:
+            found = look(path)
+            claimed.release()
+            return found
+
+        monkeypatch.setattr(Path, "lstat", released_meanwhile)
+        with pytest.raises(NotLockedError):
+            claimed.check_in_place()
 
 
 async def test_what_a_second_agent_stores_is_not_overwritten_by_what_the_first_one_renews(tmp_path: Path) -> None:
