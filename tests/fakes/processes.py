@@ -43,6 +43,23 @@ def without_capability(number: int) -> list[str]:
     return ["-c", _INCAPABLE, str(number)]
 
 
+_OLD_FILTER = """
+import ctypes, os, struct, sys
+steps = (0x20, 0, 0, 0), (0x15, 0, 1, 439), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in steps))
+program = ctypes.create_string_buffer(struct.pack("@HP", len(steps), ctypes.addressof(code)))
+prctl = ctypes.CDLL(None).prctl
+if prctl(38, 1, 0, 0, 0) or prctl(22, 2, program, 0, 0):  # PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP
+    sys.exit("no filter can be had")
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def in_an_old_docker() -> list[str]:
+    """Arguments for Python, before a program's own, that deny it faccessat2(2), as Docker before 20.10 does."""
+    return ["-c", _OLD_FILTER]
+
+
 class Program:
     """A running program and the lines that it wrote to standard error."""
 

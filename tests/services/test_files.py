@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fakes.disks import forgetful_directories, full_disk
-from fakes.processes import FOWNER, without_capability
+from fakes.processes import FOWNER, in_an_old_docker, without_capability
 
 from sds_agent.files import (
     ForeignFileError,
@@ -137,6 +137,20 @@ def test_a_file_is_given_away_with_the_right_to_give_alone(tmp_path: Path) -> No
     assert ended.returncode == 0, ended.stderr
     found = file.stat()
     assert (found.st_uid, found.st_gid, mode_of(file)) == (user, group, 0o640)
+
+
+_CHECKED = """
+import sys
+from pathlib import Path
+from sds_agent.files import check_writable
+check_writable(Path(sys.argv[1]), Path(sys.argv[1]))
+"""
+
+
+def test_a_container_of_an_old_docker_may_write_where_it_may(tmp_path: Path) -> None:
+    program = [*in_an_old_docker(), "-c", _CHECKED, str(tmp_path)]
+    ended = subprocess.run([sys.executable, *program], check=False, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "broken link"])

@@ -36,6 +36,7 @@ from sds_agent.files import (
     create,
     fix_of,
     looked_up,
+    may_access,
     read_own,
     read_own_link,
     sync_directory,
@@ -100,7 +101,7 @@ class JoinTokens:
             shared = own_directory(self._directory, 0o700, any_owner=for_its_owner and os.geteuid() == 0)
             warn_shared("callers.join_tokens", shared)
             check_writable(self._directory, self._directory)
-            if not os.access(self._directory, os.R_OK, effective_ids=True):
+            if not may_access(self._directory, os.R_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self._directory))
         except UntrustedDirectoryError as error:
             if for_its_owner and os.geteuid() == 0 and self._is_to_be_made_by_another():
