@@ -24,6 +24,10 @@ LONGEST_SOCKET_PATH = 107
 """Bytes of a path that fit a Unix socket's address (sockaddr_un in unix(7), without its final zero)."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """The errors of a disk without room."""
+DESCRIPTORS = "/proc/self/fd"
+"""Where Linux has a process's open files (proc_pid_fd(5)): the way to a socket, and to a file, that has no name."""
+MOUNT_PROC = "mount proc at /proc, in a container or a chroot too"
+"""What to do where they are not there."""
 TEMPORARY_SOCKET = 7
 """Bytes of the name that a socket has until it has its own."""
 
@@ -255,7 +259,7 @@ def _place(descriptor: int) -> Path:
 
 
 def _link(descriptor: int) -> str:
-    return f"/proc/self/fd/{descriptor}"
+    return f"{DESCRIPTORS}/{descriptor}"
 
 
 def _read(descriptor: int, most: int) -> bytes:
@@ -263,6 +267,11 @@ def _read(descriptor: int, most: int) -> bytes:
     while len(data) <= most and (more := os.read(descriptor, most + 1 - len(data))):
         data += more
     return data
+
+
+def has_descriptors() -> bool:
+    """Whether this process finds its DESCRIPTORS."""
+    return os.access(DESCRIPTORS, os.X_OK)
 
 
 def sync_directory(directory: Path) -> None:

@@ -55,6 +55,19 @@ def test_a_signer_for_another_trust_domain_is_found_before_the_server_starts(fol
     assert "other.example" in said
 
 
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_a_system_without_proc_is_refused_in_words(
+    command: str, folder: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the server ends with a traceback, as OpenSSL finds no certificate."""
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, *how, **by: path != "/proc/self/fd" and may(path, *how, **by))
+    assert main(["ca", command, ca(folder, "self_signed: own")]) == 2
+    said = "by /proc/self/fd, which is not there; mount proc at /proc, in a container or a chroot too\n"
+    assert capsys.readouterr().err.endswith(said)
+    assert not (folder / "own").exists()
+
+
 def test_a_wrong_key_of_the_file_is_named_with_its_line(folder: Path, capsys: Printed) -> None:
     assert main(["ca", "check", ca(folder, "cacert: one")]) == 2
     assert "ca.yaml:3: signer.cacert is not a known key" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from pathlib import Path
 from pwd import getpwuid
 
 from sds_agent.ca.settings import CaSettings, SignerSettings, load
+from sds_agent.ca.system import check_system
 from sds_agent.cli import ca_keys, output
 from sds_agent.cli.paths import as_path, is_directory
 from sds_agent.errors import ConfigurationError, Problem, ProblemsError
@@ -61,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = load(path)
     signer = settings.signer
     _check_callers(settings)
+    check_system()
     output.write(f"{path} is good.")
     if signer.self_signed is not None:
         with _as_its_owner(signer.self_signed) as user:

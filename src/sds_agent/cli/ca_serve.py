@@ -8,6 +8,7 @@ import anyio
 from sds_agent import log
 from sds_agent.ca.cores import usable
 from sds_agent.ca.settings import CaSettings, load
+from sds_agent.ca.system import check_system
 from sds_agent.cli import ca_worker, output
 from sds_agent.cli.config_file import add_file, required
 from sds_agent.hardening import keep_memory_private
@@ -33,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     output.silence_warnings()
     settings = load(required(arguments))
     log.configure(settings.log.format, settings.log.level)
+    check_system()
     if not keep_memory_private():
         log.event(LOG, "dumpable", level=logging.WARNING)
     workers = settings.workers or usable()

@@ -25,12 +25,20 @@ from msgspec import Struct
 from sds_agent import accounts
 from sds_agent.directories import UntrustedDirectoryError, check_directory, own_directory, walk, warn_shared
 from sds_agent.errors import ConfigurationError, Problem, ProblemsError, SdsAgentError
-from sds_agent.files import LONGEST_SOCKET_PATH, check_lock, check_writable, fix_of, locked, socket_path_size
+from sds_agent.files import (
+    DESCRIPTORS,
+    LONGEST_SOCKET_PATH,
+    MOUNT_PROC,
+    check_lock,
+    check_writable,
+    fix_of,
+    has_descriptors,
+    locked,
+    socket_path_size,
+)
 
 ABANDONED_AFTER = 60.0
 """Seconds after which a socket with a temporary name is left over: an agent publishes its own within milliseconds."""
-_DESCRIPTORS = "/proc/self/fd"
-"""Where Linux has a process's open files (proc_pid_fd(5)): the way to a socket whose name is removed."""
 _TEMPORARY_NAME = r"\.[0-9a-f]{6}"
 """The names of sockets before they are published."""
 _NO_DESCRIPTOR = {
@@ -344,12 +352,9 @@ def _check_place(file: SocketFile) -> None:
 
 
 def _check_way_to_grpc(file: SocketFile) -> None:
-    if not os.access(_DESCRIPTORS, os.X_OK):
-        raise _unusable(
-            file.key,
-            f"the agent reaches its own server by {_DESCRIPTORS}, which is not there",
-            "mount proc at /proc, in a container or a chroot too",
-        )
+    if not has_descriptors():
+        found = f"the agent reaches its own server by {DESCRIPTORS}, which is not there"
+        raise _unusable(file.key, found, MOUNT_PROC)
 
 
 def _check_length(file: SocketFile) -> None:
