@@ -1,6 +1,7 @@
 """The embedded CA: its root survives restarts, faults and its own renewal, and no other user can read its key."""
 
 import asyncio
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -344,6 +345,17 @@ async def test_the_agent_refuses_a_path_that_cannot_be_a_directory(tmp_path: Pat
     with pytest.raises(ConfigurationError, match=r"^state_dir: .*/state: cannot be used .* a directory of its own"):
         await embedded(tmp_path / "state" / "local")
     assert (tmp_path / "state").read_bytes() == b"precious"
+
+
+async def test_a_disk_without_room_for_the_directory_is_to_be_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(ConfigurationError, match=r"No space left on device; make room on its disk$"):
+        await embedded(tmp_path / "ca")
 
 
 async def test_a_first_root_that_cannot_be_stored_is_a_configuration_error(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The audit log: what its lines hold, where they go, and what becomes of them when there is no room."""
 
+import errno
 import json
 import os
 import pty
@@ -112,6 +113,15 @@ def test_a_pipe_without_a_reader_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigurationError, match="audit: cannot write"):
         AuditLog(tmp_path / "pipe").check()
+
+
+def test_a_disk_without_room_for_the_file_is_to_be_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(ConfigurationError, match=r"audit\.log: No space left on device; make room on its disk$"):
+        AuditLog(tmp_path / "audit.log").check()
 
 
 @pytest.fixture
