@@ -709,10 +709,14 @@ async def test_what_a_hook_started_has_the_time_to_end_in_order(
     assert tidy.exists()
 
 
-async def test_what_has_left_the_session_of_a_hook_is_reported_as_going_on(tmp_path: Path, events: Events) -> None:
+@pytest.mark.parametrize("beside", ["", "sleep 1000 &"], ids=["alone", "with another"])
+async def test_what_has_left_the_session_of_a_hook_is_reported_as_going_on(
+    beside: str, tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sds_agent.outputs.hooks.GRACE", 1.0)
     number = tmp_path / "number"
     daemon = f"setsid sh -c 'echo $$ > {number}; exec sleep 1000' &"
-    leaving = hooks(script(tmp_path, f"{daemon} while ! test -s {number}; do sleep 0.01; done"), seconds=3)
+    leaving = hooks(script(tmp_path, f"{beside} {daemon} while ! test -s {number}; do sleep 0.01; done"), seconds=3)
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(leaving.run)

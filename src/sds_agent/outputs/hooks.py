@@ -225,6 +225,7 @@ async def _end(process: anyio.abc.Process, reader: int, output: bytearray) -> st
     Returns why it goes on, ELSEWHERE, FOREIGN or HELD, where it does. It is not waited for here: a reload and the
     agent's end are to come, and until a reload has come the workloads that it changes are not renewed.
     """
+    had_ended = process.returncode is not None
     try:
         os.killpg(process.pid, signal.SIGTERM)
         with anyio.move_on_after(GRACE):
@@ -232,10 +233,12 @@ async def _end(process: anyio.abc.Process, reader: int, output: bytearray) -> st
         with suppress(ProcessLookupError):  # all of it has ended
             os.killpg(process.pid, signal.SIGKILL)  # the program may be gone, and what it started may ignore the first
     except ProcessLookupError:
-        if process.returncode is not None:
+        if had_ended:
             return ELSEWHERE
     except PermissionError:  # as by sudo
         return FOREIGN
-    with anyio.move_on_after(GRACE):
-        await process.wait()
+    with anyio.move_on_after(GRACE) as limit:
+        await (_silent_end(process, reader, output) if had_ended else process.wait())
+    if had_ended and limit.cancelled_caught:
+        return ELSEWHERE
     return HELD if process.returncode is None else ""
