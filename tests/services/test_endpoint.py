@@ -25,7 +25,7 @@ import pytest
 from fakes.events import recorded
 from fakes.loops import anyio_backend, loop_of_the_module, one_loop  # noqa: F401 - fixtures
 from fakes.peers import connected
-from fakes.processes import FOWNER, without_capability
+from fakes.processes import DAC_OVERRIDE, FOWNER, without_capability
 
 from sds_agent.errors import ConfigurationError
 from sds_agent.sds.endpoint import Access, SocketFile, SocketInUseError, access, claim, inherit
@@ -99,7 +99,7 @@ with claim(SocketFile(Path(sys.argv[1]), owner=sys.argv[2], group=sys.argv[3])) 
 
 
 def test_the_socket_is_given_away_with_the_right_to_give_alone(tmp_path: Path) -> None:
-    """As in a container that has CAP_CHOWN and nothing else."""
+    """As in a container that has CAP_CHOWN and no CAP_FOWNER."""
     program = [*without_capability(FOWNER), "-c", _GIVEN, str(tmp_path / "sds.sock"), str(OTHER_USER), str(OTHER_GROUP)]
     ended = subprocess.run([sys.executable, *program], check=False, capture_output=True, text=True, timeout=60)
     assert ended.stdout == f"{OTHER_USER} {OTHER_GROUP} 0o660\n", ended.stderr
@@ -282,6 +282,49 @@ def test_file_in_the_place_of_the_directory_is_refused_and_to_make_it_writable_w
         pass
     place = tmp_path / "run"
     assert str(raised.value) == f"sds.socket: cannot use the directory {place}: Not a directory; choose another"
+
+
+_SERVED = """
+import asyncio, sys
+from pathlib import Path
+from sds_agent.sds.endpoint import SocketFile
+from sds_agent.sds.server import Limits, serving
+from sds_agent.sds.service import SecretDiscoveryService
+from sds_agent.secrets.store import SecretStore
+
+async def main() -> None:
+    file = SocketFile(Path(sys.argv[1]), owner=sys.argv[2], group=sys.argv[3])
+    async with serving(SecretDiscoveryService(SecretStore()), file, Limits()):
+        print("serves")
+
+asyncio.run(main())
+"""
+
+
+def test_a_socket_at_which_the_agent_itself_may_not_connect_is_served(tmp_path: Path) -> None:
+    """As where it is another user's and group's, and root has lost its rights but for that to give files away."""
+    alone = [*without_capability(DAC_OVERRIDE), *without_capability(FOWNER)]
+    program = [*alone, "-c", _SERVED, str(tmp_path / "sds.sock"), str(OTHER_USER), str(OTHER_GROUP)]
+    ended = subprocess.run([sys.executable, *program], check=False, capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "serves\n", ended.stderr
+
+
+@pytest.mark.parametrize("mode", [0o660, 0o600])
+def test_a_socket_that_a_killed_agent_gave_away_is_replaced_and_that_of_another_server_is_not(
+    tmp_path: Path, mode: int
+) -> None:
+    """The agent may not connect to either, to see whether a server is alive."""
+    path = tmp_path / "sds.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    path.chmod(mode)
+    os.chown(path, OTHER_USER, OTHER_GROUP)
+    program = [*without_capability(DAC_OVERRIDE), "-c", _GIVEN, str(path), str(OTHER_USER), str(OTHER_GROUP)]
+    ended = subprocess.run([sys.executable, *program], check=False, capture_output=True, text=True, timeout=60)
+    if mode == 0o660 or os.geteuid() == OTHER_USER:
+        assert ended.stdout == f"{OTHER_USER} {OTHER_GROUP} 0o660\n", ended.stderr
+    else:
+        assert f"cannot tell whether a server is alive at {path} (Permission denied)" in ended.stderr
 
 
 def test_a_full_disk_is_to_be_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,7 @@ create(Path(sys.argv[1]), b"key", 0o640, owner=(int(sys.argv[2]), int(sys.argv[3
 
 
 def test_a_file_is_given_away_with_the_right_to_give_alone(tmp_path: Path) -> None:
-    """As in a container that has CAP_CHOWN and nothing else."""
+    """As in a container that has CAP_CHOWN and no CAP_FOWNER."""
     user, group = (4711, 4712) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     file = tmp_path / "key.pem"
     program = [*without_capability(FOWNER), "-c", _GIVEN, str(file), str(user), str(group)]

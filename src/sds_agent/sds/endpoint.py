@@ -419,11 +419,21 @@ def _check_free(file: SocketFile) -> None:
             except OSError as error:
                 if error.errno in {errno.ECONNREFUSED, errno.ENOENT}:
                     return  # left behind by a server that was killed
+                if error.errno == errno.EACCES and _was_given_away(file, found):
+                    return  # likewise: nobody has the lock
                 raise SocketInUseError(
                     f"cannot tell whether a server is alive at {path} ({error.strerror or error}); "
                     f"stop that server, or remove the socket if there is none"
                 ) from error
     raise SocketInUseError(f"another server answers at {path}; stop it first, or give this agent another {file.key}")
+
+
+def _was_given_away(file: SocketFile, found: os.stat_result) -> bool:
+    """Whether the socket is as an agent with this configuration publishes its own, for another user. Without
+    CAP_DAC_OVERRIDE this one may not connect to it.
+    """
+    same_group = _group(file) in {accounts.UNCHANGED, found.st_gid}
+    return found.st_uid == _owner(file) and same_group and stat.S_IMODE(found.st_mode) == file.mode
 
 
 def _check_owner(file: SocketFile) -> None:

@@ -14,6 +14,7 @@ from msgspec import Struct
 from sds_agent import log
 from sds_agent.descriptors import room_for
 from sds_agent.errors import SdsAgentError
+from sds_agent.files import may_access
 from sds_agent.sds.acceptor import BACKLOG, UnixAcceptor
 from sds_agent.sds.endpoint import Endpoint, SocketFile, claim, inherit
 from sds_agent.sds.relay import READ_ESTIMATE
@@ -127,7 +128,8 @@ async def serving(
     check_every: float = 5.0,
     listening: int | None = None,
 ) -> AsyncIterator[None]:
-    """Serve inside this context; it is entered only once the server answers at its path.
+    """Serve inside this context; it is entered only once the server answers at its path, as far as the agent itself may
+    connect there.
 
     The server probes itself when `before_probe` returns, or after `HEAD_START`: an Envoy that waited for the socket
     does not wait for the probe as well. Every `check_every` seconds it checks that the socket is still there, and makes
@@ -220,7 +222,9 @@ class _Listener:
             await new.open(self._service, self._others, self._connections)
             if before_probe is not None:
                 await _within(HEAD_START, before_probe())
-            await probe(endpoint.public_address)
+            # not where it is another user's and group's, and the agent, without CAP_DAC_OVERRIDE, may not connect
+            if may_access(endpoint.path, os.W_OK):
+                await probe(endpoint.public_address)
         except BaseException:
             self._claimed.close()
             own = self._current is None  # a server before it keeps its streams
