@@ -220,15 +220,28 @@ def test_an_envoy_that_left_is_told_from_one_that_never_came() -> None:
     assert "none was since" in found(Seen(streams=()), "web")[-1][1]
 
 
-@pytest.mark.parametrize("node", ["über-1", "sidecar~" + "x" * 200])
+@pytest.mark.parametrize("node", ["über-1", "sidecar~" + "x" * 200, "sidecar~" + "ü" * 200])
 def test_an_envoy_is_found_by_its_node_id_whatever_the_status_makes_of_it(node: str) -> None:
     """It escapes what is not ASCII, and of an Envoy that left it has the beginning alone."""
     shown, departures = printable(node, LONGEST_VALUE), Departures()
     stream = replace(STREAM, node=shown, names=(CURRENT,))
-    assert "has taken version v1" in found(Seen(streams=(stream,)), "web", node)[-1][1]
     departures.note(stream, NOW, "")
     left = Seen(streams=(), departed=departures.streams)
-    assert f"was open from {STREAM.connected_at:{TIME}}" in found(left, "web", node)[-1][1]
+    for known in (node, shown):
+        assert "has taken version v1" in found(Seen(streams=(stream,)), "web", known)[-1][1]
+        assert f"was open from {STREAM.connected_at:{TIME}}" in found(left, "web", known)[-1][1]
+
+
+@pytest.mark.parametrize("directory", ["/etc/über", "/etc/" + "x" * 200, "/etc/" + "x" * 900])
+def test_who_asks_or_has_asked_for_a_file_is_found_by_its_name_whatever_the_status_makes_of_that(
+    directory: str,
+) -> None:
+    name, departures = f"file-root:{directory}/ca.crt", Departures()
+    stream = replace(STREAM, names=(NameStatus(printable(name, LONGEST_VALUE), "v1", "v1"),))
+    assert "has taken version v1" in found(Seen(streams=(stream,)), name)[-1][1]
+    departures.note(stream, NOW, "")
+    left = Seen(streams=(), departed=departures.streams)
+    assert f"was open from {STREAM.connected_at:{TIME}}" in found(left, name)[-1][1]
 
 
 def test_an_envoy_that_has_another_stream_is_told_why_the_agent_ended_this_one() -> None:

@@ -42,8 +42,16 @@ class ExplanationStep(Struct, frozen=True):
 
 
 def explain(status: Status, name: str, node: str | None = None) -> tuple[ExplanationStep, ...]:
-    """The findings in order. `name` is a resource name, or that of a workload; `node` an Envoy's id."""
-    return tuple(_findings(status, name, None if node is None else printable(node, LONGEST_VALUE)))
+    """The findings in order. `name` is a resource name, or that of a workload; `node` an Envoy's id, as that has it or
+    as the status shows it.
+    """
+    return tuple(_findings(status, name, None if node is None else _as_shown(status, node)))
+
+
+def _as_shown(status: Status, node: str) -> str:
+    shown = any(each.node == node for each in status.subscribers)
+    left = any(each.node == cut(node, LONGEST) for each in status.departed or ())
+    return node if shown or left else printable(node, LONGEST_VALUE)
 
 
 def _findings(status: Status, name: str, node: str | None) -> Iterator[ExplanationStep]:
@@ -62,7 +70,8 @@ def _findings(status: Status, name: str, node: str | None) -> Iterator[Explanati
     else:
         yield _unknown(status, name)
     aliases = identity.names if identity is not None else bundle.names if bundle is not None else ()
-    yield from _of_subscribers(status, (name, *aliases), node)
+    # the name of a file is shown escaped, and cut
+    yield from _of_subscribers(status, (name, printable(name, LONGEST_VALUE), *aliases), node)
 
 
 def _unknown(status: Status, name: str) -> ExplanationStep:
@@ -183,7 +192,8 @@ def _beside_refused(status: Status, subscriber: SubscriberView) -> Iterator[Expl
 def _departed(status: Status, names: Sequence[str], node: str | None) -> DepartedView | None:
     """The stream for one of these names that ended last, or else any of that Envoy's."""
     found = [each for each in status.departed or () if node is None or each.node == cut(node, LONGEST)]
-    asking = [each for each in found if any(name in names for name in each.names)]
+    remembered = {cut(name, LONGEST) for name in names}
+    asking = [each for each in found if not remembered.isdisjoint(each.names)]
     return max(asking or (found if node is not None else []), key=lambda each: each.left_at, default=None)
 
 
