@@ -17,11 +17,13 @@ import grpc.aio
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
+from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
 from fakes import der
 from fakes.clocks import HandClock
 from fakes.events import Events, recorded
 from fakes.hierarchy import DAY, HOUR, NOW, make_ca, make_leaf, new_key
 from fakes.peers import Peer, bundle_of, chain_of, connected
+from fakes.raw_http2 import RawPeer
 from fakes.replacing import WAYS, Replace
 
 from sds_agent.file_sets import LARGEST_FILE
@@ -193,6 +195,21 @@ async def test_who_waits_for_a_file_or_has_one_that_has_ended_is_seen_to_wait_an
         made.clock.elapse(2 * HOUR)
         await made.later()
         assert [each.waits for each in made.service.streams[0].names] == [True, False]
+
+
+async def test_who_does_not_read_a_file_that_has_come_is_not_said_to_wait_for_it(tmp_path: Path) -> None:
+    """It would be said for as long as it does not, though the file is there."""
+    async with bench(tmp_path) as made:
+        peer = await RawPeer.connect(tmp_path / "sds.sock")
+        await peer.open(1, "StreamSecrets")
+        await peer.say(1, bytes(DiscoveryRequest(resource_names=[made.roots()])))
+        await made.followed(made.roots())
+        made.write({"ca.crt": write_pem([ROOT.certificate]) * 200})  # larger than the peer makes room for
+        with anyio.fail_after(10):
+            while (found := made.service.streams[0].names[0]).sent is None:
+                await anyio.lowlevel.checkpoint()
+        assert not found.waits
+        await peer.connection.aclose()
 
 
 async def test_one_reading_serves_all_streams_and_the_last_to_leave_drops_the_key(tmp_path: Path) -> None:

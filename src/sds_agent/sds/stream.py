@@ -418,10 +418,11 @@ class Stream(Generic[R]):
         """Send what has changed, and what changes meanwhile."""
         while self._changed and not self._draining:
             self._changed = False
-            finish = await self._perform(self._conversation.session.refresh(self._view), changed=True)
+            actions = self._conversation.session.refresh(self._view)
+            self._await()  # before the answer, which the client may never read
+            finish = await self._perform(actions, changed=True)
             if finish is not None:
                 return finish
-            self._await()
         return None
 
     async def _perform(self, actions: list[Action], *, changed: bool) -> Finish | None:
