@@ -317,3 +317,36 @@ def test_a_replacement_that_goes_out_is_reported_once() -> None:
     (found,) = seen.sent([former])
     assert (found.version, found.resource) == ("2", former)
     assert seen.sent([former]) == []
+
+
+def test_a_list_of_thousands_of_names_is_gone_through_once_and_not_for_each_that_is_refused() -> None:
+    """While it is, no other Envoy is served."""
+    compared = 0
+
+    class Name(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    class Left(Stream):
+        def take_back(self, _name: str, _version: str, _count: int) -> str | None:
+            """Have nothing of before."""
+            return None
+
+        def send_anew(self, _name: str, _version: str, _count: int) -> bool:
+            """Have nothing to send."""
+            return False
+
+    names = [f"name {number}" for number in range(MOST_REFUSALS)]
+    refusals, instead, stream = Refusals(), Replacements(Served()), Left("leaf")
+    refusals.replied(stream, Nacked("n", dict.fromkeys(names, "2"), "why"), changed=True, sent_at=0.0, now=1.0)
+    for name in names:
+        instead.put("2", Resource(name, "1"))
+    kept = [Name(name) for name in reversed(names)]
+    refusals.keep(stream, kept)
+    instead.keep(kept)
+    assert 0 < compared <= 4 * len(names)

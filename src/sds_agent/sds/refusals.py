@@ -21,7 +21,7 @@ Each step follows a reply of the client and waits for the next, and `MOST_SENT` 
 next change that is taken.
 """
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from enum import Enum, auto
 from math import inf
 from typing import Protocol
@@ -132,9 +132,10 @@ class Refusals:
         elif (refusal := self._open.get((stream, name))) is not None:
             refusal.state, refusal.is_next = _State.CHANGING, version
 
-    def keep(self, stream: Refuser, names: Container[str]) -> None:
+    def keep(self, stream: Refuser, names: Iterable[str]) -> None:
         """The stream subscribes to these names, and to no others any more."""
-        gone = [key for key in self._open if key[0] is stream and key[1] not in names]
+        kept = frozenset(names)  # there may be thousands
+        gone = [key for key in self._open if key[0] is stream and key[1] not in kept]
         for key in gone:
             del self._open[key]
         if gone:
@@ -251,9 +252,9 @@ class Replacements:
         """The secret has changed: forget what was sent in its place, with its key."""
         self._by_name.pop(name, None)
 
-    def keep(self, names: Container[str]) -> None:
+    def keep(self, names: Iterable[str]) -> None:
         """The stream subscribes to these names, and to no others any more."""
-        for name in [name for name in self._by_name if name not in names]:
+        for name in self._by_name.keys() - frozenset(names):
             del self._by_name[name]
 
     def shown(self, names: Iterable[str], statuses: Iterable[NameStatus]) -> tuple[NameStatus, ...]:
