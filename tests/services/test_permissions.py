@@ -75,6 +75,21 @@ async def test_a_process_gets_what_it_may_have_and_nothing_else(tmp_path: Path) 
         stream.leave()
 
 
+async def test_who_may_not_have_a_secret_is_remembered_with_its_name_as_the_configuration_has_it(
+    tmp_path: Path,
+) -> None:
+    store = SecretStore(("über",))
+    store.publish({"über": SECRET})
+    service, socket = SecretDiscoveryService(store), tmp_path / "sds.sock"
+    service.permit({"über": THEIRS})
+    async with serving(service, SocketFile(socket), Limits()), connected(socket) as peer:
+        await (await peer.stream().ask("über")).end()
+        with anyio.fail_after(20):
+            while not service.departed:
+                await anyio.lowlevel.checkpoint()
+        assert [each.names for each in service.departed] == [("über",)]
+
+
 async def test_a_process_is_told_that_it_may_not_have_the_secret(tmp_path: Path) -> None:
     """Its operator looks into the Envoy's log first."""
     async with bench(tmp_path, RULES) as made:

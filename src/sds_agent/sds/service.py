@@ -410,7 +410,7 @@ class SecretDiscoveryService:
             from sds_agent.sds.departed import Departures  # noqa: PLC0415 - no stream ends before the first secret
 
             self._departures = Departures()
-        names = tuple(printable(name, log.LONGEST_VALUE) for name in refused)
+        names = tuple(map(self._catalog.shown, refused))
         self._departures.note(status, self._now(), printable(cause, log.LONGEST_VALUE), names)
 
     def _account(self, context: Context) -> Connection:
