@@ -98,6 +98,7 @@ def other_root() -> InspectedSecret:
         (NEW, replace(NEW, state="REJECTED"), False, "Envoy refuses the certificate"),
         (OLD, None, False, "does not ask for it"),
         (OLD, replace(OLD, pem=b"", state="WARMING"), False, "Envoy has nothing yet"),
+        (ROOTS, replace(ROOTS, pem=b""), False, "they cannot be compared"),
         (WAITING, OLD, False, "the agent has none to give, and Envoy uses the certificate"),
         (WAITING, WAITING, False, "waits for it"),
         (replace(WAITING, state="UNKNOWN"), OLD, False, "the agent does not serve it"),

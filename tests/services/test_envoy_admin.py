@@ -63,6 +63,11 @@ def test_a_bundle_is_active_by_its_accepted_version_or_by_its_root_where_there_i
 
 
 TICKETS = {"name": "tickets", "secret": {"session_ticket_keys": {"keys": [{"inline_bytes": "W3JlZGFjdGVkXQ=="}]}}}
+OTHERS = {
+    "of SPIRE": {"validation_context": {"custom_validator_config": {"name": "envoy.tls.cert_validator.spiffe"}}},
+    "of the system": {"validation_context": {"system_root_certs": {}}},
+    "PKCS #12": {"tls_certificate": {"pkcs12": {"inline_bytes": "W3JlZGFjdGVkXQ=="}}},
+}
 TOKEN = {"name": "token", "version_info": "2", "secret": {"generic_secret": {"secret": {"inline_bytes": "W10="}}}}
 
 
@@ -71,13 +76,15 @@ def test_a_secret_of_a_kind_without_certificates_is_not_said_to_be_waited_for(ac
     """As one from a file or from another server, which Envoy uses."""
     answers = {
         "/certs": {},
-        "/config_dump?resource=dynamic_active_secrets": {"configs": [TICKETS, TOKEN]},
+        "/config_dump?resource=dynamic_active_secrets": {
+            "configs": [TICKETS, TOKEN, *({"name": name, "secret": each} for name, each in OTHERS.items())]
+        },
         "/config_dump?resource=dynamic_warming_secrets": {"configs": [{**TICKETS, "name": "late"}]},
         "/stats?filter=version_text&format=json": {"stats": [{"name": "sds.token.version_text", "value": accepted}]},
     }
     with admin_interface({path: json.dumps(each).encode() for path, each in answers.items()}) as url:
         found = {each.name: each.state for each in EnvoyAdmin(url).secrets()}
-    assert found == {"tickets": "ACTIVE", "token": rest, "late": "WARMING"}
+    assert found == {"tickets": "ACTIVE", "token": rest, **dict.fromkeys(OTHERS, "ACTIVE"), "late": "WARMING"}
 
 
 def test_an_envoy_without_a_secret_is_said_to_have_none(capsys: pytest.CaptureFixture[str]) -> None:

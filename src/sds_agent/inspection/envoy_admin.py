@@ -45,10 +45,13 @@ class _Inline(Struct):
 
 class _Certificate(Struct):
     certificate_chain: _Inline = msgspec.field(default_factory=_Inline)
+    pkcs12: Any = None
 
 
 class _Validation(Struct):
     trusted_ca: _Inline = msgspec.field(default_factory=_Inline)
+    custom_validator_config: Any = None
+    system_root_certs: Any = None
 
 
 class _Secret(Struct):
@@ -59,7 +62,14 @@ class _Secret(Struct):
 
     @property
     def is_of_another_kind(self) -> bool:
-        """Whether it is one in which there are no certificates: the agent serves none, and others do."""
+        """Whether it is one that shows no certificates: the agent serves none, and others do, such as SPIRE with roots
+        for Envoy's SPIFFE validator.
+        """
+        certificate, validation = self.tls_certificate, self.validation_context
+        if certificate is not None:
+            return certificate.pkcs12 is not None
+        if validation is not None and not _bytes(validation.trusted_ca):
+            return validation.custom_validator_config is not None or validation.system_root_certs is not None
         return self.session_ticket_keys is not None or self.generic_secret is not None
 
 

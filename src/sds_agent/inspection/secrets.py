@@ -106,9 +106,9 @@ def difference(served: InspectedSecret, used: InspectedSecret | None) -> Differe
 
 
 def _behind(served: InspectedSecret, used: InspectedSecret) -> str:
-    if not used.certificates:
+    if not used.certificates and used.state == "WARMING":
         return "Envoy has nothing yet"
-    if not served.certificates:
+    if not (used.certificates and served.certificates):
         return "they cannot be compared"
     if served.kind == "certificate" and _begins(served) < _begins(used):
         return "the agent is behind"
