@@ -319,7 +319,10 @@ async def test_request_that_is_larger_than_what_came_is_refused(tmp_path: Path) 
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await ask(request, timeout=10, compression=grpc.Compression.Gzip)
         assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert refused.value.details() == "Compression algorithm 'gzip' is disabled."  # as the documentation has it
         assert await ask(request, timeout=10)
+        assert await ask(request, timeout=10, compression=grpc.Compression.NoCompression)
+        assert await ask(request, timeout=10, metadata=(("grpc-encoding", "identity"),))
 
 
 words = st.sampled_from(["default", "late", "nobody", "", "*", "é", "x" * 5000])

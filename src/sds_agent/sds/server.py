@@ -98,7 +98,7 @@ def options(limits: Limits) -> Sequence[tuple[str, int]]:
     `max_ping_strikes` an Envoy that is configured to ping often is sent away.
 
     Requests come uncompressed (1 allows that alone): names are kept, and would be a thousand times what came, which is
-    what counts until the next look at what is stored. No Envoy compresses them.
+    what counts until the next look at what is stored. An Envoy compresses them only if its google_grpc is told to.
     """
     silence = int(limits.silence * 1000)
     return (
