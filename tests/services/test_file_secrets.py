@@ -455,6 +455,40 @@ async def test_names_for_which_there_was_no_room_are_served_once_there_is(
         await made.followed()
 
 
+async def test_who_is_let_in_to_a_file_that_is_not_there_yet_is_seen_to_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_secrets, "MOST_NAMES", 1)
+    async with bench(tmp_path) as made:
+        first = await made.peer.stream().ask(made.certificate())
+        await made.followed(made.certificate())
+        late = await made.peer.delta().subscribe(made.roots())
+        await late.read()
+        await late.ack()
+        assert not made.service.streams[-1].names[0].waits
+        first.leave()
+        with anyio.fail_after(10):
+            while not made.service.streams[-1].names[0].waits:
+                await anyio.lowlevel.checkpoint()
+
+
+async def test_a_file_is_followed_for_all_that_were_left_out_and_not_for_the_first_of_them_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_secrets, "MOST_NAMES", 1)
+    secrets = FileSecrets([tmp_path], SecretStore(("default",)), HandClock())
+    first, wanted, another = (f"file-root:{tmp_path}/{name}" for name in ("first", "wanted", "another"))
+    secrets.want("first", [first])
+    for client, name in (("second", wanted), ("third", another), ("fourth", wanted)):
+        secrets.want(client, [name])
+    secrets.want("first", [])
+    assert secrets.names == (wanted,)
+    secrets.want("second", [])
+    assert secrets.names == (wanted,), "the fourth was sent it, and would not be sent the next"
+    secrets.want("fourth", [])
+    assert secrets.names == (another,)
+
+
 async def test_peers_choose_the_names_and_cannot_fill_the_log(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         for batch in range(3):

@@ -106,6 +106,8 @@ class _FileEntry:
         self.absence = Absence.PENDING
         self.doubt: Doubt | None = None
         self.reported = ""
+        self.is_late = False
+        """Whether clients know of it only that it is not served."""
 
     @property
     def view(self) -> Resource | Absence:
@@ -190,10 +192,13 @@ class FileSecrets:
 
     def _let_in(self) -> None:
         """Follow names for which there was no room, while there is some: their clients do not ask for them again."""
+        new = set[str]()
         for client, names in tuple(self._left_out.items()):
-            if len(self._entries) >= MOST_NAMES:
-                return
-            self._follows(client, (*self._wanted.get(client, ()), *names))
+            if len(self._entries) < MOST_NAMES or not new.isdisjoint(names):
+                self._follows(client, (*self._wanted.get(client, ()), *names))
+                new |= names & self._entries.keys()
+        for name in new:
+            self._entries[name].is_late = True
 
     async def run(self) -> None:
         """Read the files whenever they change, until cancelled."""
@@ -237,8 +242,8 @@ class FileSecrets:
         for entry, outcome in zip(entries, outcomes, strict=True):
             before, served = entry.view, entry.served
             self._report(entry, entry.take(outcome, now))
-            if entry.view is not before:
-                entry.replaced = served
+            if entry.view is not before or entry.is_late:
+                entry.replaced, entry.is_late = served, False
                 changed.append(entry)
         if changed:
             self._store.announce(frozenset(each.name for each in changed))
