@@ -50,6 +50,14 @@ def test_the_names_of_an_envoy_do_not_write_to_the_terminal(config: str, capsys:
     assert not any(line.startswith("good     socket") for line in said.splitlines())
 
 
+def test_a_name_is_shown_as_it_is_where_it_can_be(config: str, capsys: Printed) -> None:
+    """As `sds-agent explain` takes it."""
+    listener = {"name": "über", "x": {"common_tls_context": {}}}
+    with answering(json.dumps({"configs": [{"dynamic_listeners": [{"listener": listener}]}]}).encode()) as url:
+        assert main(["doctor", "--config", config, "--envoy", url]) == 1
+    assert f"Envoy {url}, listener über: " in capsys.readouterr().out
+
+
 def test_an_envoy_is_named_by_host_and_port_alone_too(config: str, capsys: Printed) -> None:
     """As `secret --envoy` takes it, and `--admin`: otherwise it is the path of a socket, which is not there."""
     with answering(b"<html>") as url:

@@ -66,6 +66,12 @@ def test_with_a_file_the_commands_name_it(tmp_path: Path) -> None:
     assert "tls_certificate_sds_secret_configs" not in shown
 
 
+def test_a_command_has_the_name_of_a_workload_as_the_configuration_has_it(tmp_path: Path) -> None:
+    file = tmp_path / "sds-agent.yaml"
+    file.write_text(MINIMAL.replace("name: default", "name: über"))
+    assert f"sds-agent envoy-config 'über' --config {file} " in text(load(file, {}, uid=UID))
+
+
 def test_the_commands_reach_an_agent_whose_socket_the_file_does_not_have(tmp_path: Path) -> None:
     file = tmp_path / "sds-agent.yaml"
     for shown in (

@@ -17,7 +17,7 @@ from sds_agent.config.loading import Loaded, load
 from sds_agent.doctor.agents import judged, of_agent, of_file, worst
 from sds_agent.doctor.diagnosis import Diagnosis, bad, good, warning
 from sds_agent.errors import ConfigurationError, ProblemsError, SdsAgentError
-from sds_agent.text import printable
+from sds_agent.text import cut, visible
 
 EXIT_CODES = "0 nothing is bad; 1 something is; 2 a wrong call"
 _MARKS = {"good": "good   ", "warning": "warning", "bad": "bad    "}
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         output.write(document(diagnoses, arguments.format))
     for each in diagnoses if arguments.format == "table" else ():
         # an Envoy's names and a CA's words are theirs: no control character of them reaches the terminal
-        line = printable(f"{each.subject}: {each.text}", _LONGEST)
+        line = visible(cut(f"{each.subject}: {each.text}", _LONGEST, count=True))
         output.write(f"{coloured(_MARKS[each.condition], each.condition)}  {line}")
     return 1 if worst(diagnoses) else 0
 

@@ -13,7 +13,7 @@ from sds_agent import log
 from sds_agent.config.defaults import SOCKET_OPTION
 from sds_agent.config.loading import Loaded
 from sds_agent.config.settings import Settings
-from sds_agent.text import ascii_json, printable
+from sds_agent.text import ascii_json, cut, visible
 
 SOCKET_VARIABLE = "SDS_AGENT__SDS__SOCKET"
 LONGEST = 600
@@ -95,7 +95,7 @@ def steps(loaded: Loaded) -> Iterator[str]:
     yield ""
     yield "The agent serves. Next:"
     if loaded.file is None:
-        yield f"  paste this into an Envoy's configuration; it asks for the workload {printable(name, LONGEST)}:\n"
+        yield f"  paste this into an Envoy's configuration; it asks for the workload {visible(cut(name, LONGEST))}:\n"
         yield indent(stanza(settings), "    ")
     envoy = [*_file(loaded), *_socket(loaded)]
     asked = _socket(loaded) or _file(loaded)
@@ -110,7 +110,7 @@ def steps(loaded: Loaded) -> Iterator[str]:
 def _step(arguments: Sequence[str], what: str) -> str:
     from shlex import join  # noqa: PLC0415 - measured: 0.6 ms of the way to the first secret
 
-    command = printable(f"sds-agent {join(arguments)}", LONGEST)
+    command = visible(cut(f"sds-agent {join(arguments)}", LONGEST))
     return f"  {command:50} {what}"
 
 
