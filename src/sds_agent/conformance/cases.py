@@ -54,10 +54,12 @@ class Case(Struct, frozen=True):
         try:
             async with limit, _bench(subject, directory) as bench:
                 await self.body(bench)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise AssertionError(f"{self.name}: that was not over after {seconds:g} s") from error
+        except AssertionError:
+            raise
+        except Exception as error:
+            if limit.expired() and isinstance(error, TimeoutError):
+                raise AssertionError(f"{self.name}: that was not over after {seconds:g} s") from error
+            raise AssertionError(f"{self.name}: {type(error).__name__} ({error}) came of it") from error
 
 
 def cases(subject: Subject) -> tuple[Case, ...]:
