@@ -349,8 +349,16 @@ def test_every_event_that_can_be_logged_is_explained() -> None:
     assert sorted(event for event in logged if f"`{event}`" not in pages) == []
 
 
-OTHERS_NAMES = {"days_until_expiration", "demo_x", "depends_on", "group_add", "update_failure", "update_success"} | {
+OTHERS_NAMES = {
+    "channel_args",
+    "days_until_expiration",
+    "demo_x",
+    "depends_on",
+    "downstream_context_secrets_not_ready",
+    "group_add",
     "host_volume",
+    "update_failure",
+    "update_success",
     "upstream_cx_connect_fail",
 }
 """Names in the pages that are Envoy's, Docker's, Nomad's or an example's."""
