@@ -188,8 +188,9 @@ class VisibleCatalog:
             return [self.denied(action)]
         if not isinstance(action, Refused) or not (cause := self._cause(action.names)):
             return [action]
-        others = tuple(name for name in action.names if self._permissions.may(self._process, name))
-        hidden = Refused(tuple(name for name in action.names if name not in others), cause)
+        allowed = self.allowed(action.names)
+        others = tuple(name for name in action.names if name in allowed)
+        hidden = Refused(tuple(name for name in action.names if name not in allowed), cause)
         return [hidden, Refused(others)] if others else [hidden]
 
     def denied(self, finish: Finish) -> Finish:
