@@ -32,8 +32,8 @@ MOST_LINKS = 40
 """Symbolic links on one way, as Linux has it (path_resolution(7))."""
 ABOVE = 0o755
 """The mode of a directory that is made because another one goes into it."""
-_UNMAPPED = 65534
-"""What Linux shows for the owner of a file who has no id in a user namespace (user_namespaces(7))."""
+UNMAPPED = 65534
+"""What Linux shows for a user or a group without an id in a user namespace (user_namespaces(7))."""
 
 
 class UntrustedDirectoryError(SdsAgentError):
@@ -253,7 +253,7 @@ class _Resolution:
 
 
 def _step(path: Path, found: os.stat_result, role: Role = Role.ABOVE) -> Step:
-    owner = found.st_uid if found.st_uid != _UNMAPPED or _is_mapped(_UNMAPPED) else None
+    owner = found.st_uid if found.st_uid != UNMAPPED or _is_mapped(UNMAPPED) else None
     return Step(path, owner, found.st_gid, stat.S_IMODE(found.st_mode), role)
 
 

@@ -53,17 +53,18 @@ def client_rules(settings: Settings) -> "Rules":
 
     Blocks on what the system takes its users and groups from.
     """
-    chosen = [(number, each) for number, each in enumerate(settings.workloads) if each.clients is not None]
+    chosen = [
+        (each.names, each.clients, f"workloads[{number}].clients")
+        for number, each in enumerate(settings.workloads)
+        if each.clients is not None
+    ]
     if not chosen:
         return {}
     from sds_agent.sds.permissions import Accounts  # noqa: PLC0415 - most configurations have no rules
 
     known = Accounts()
     return {
-        name: known.rule(each.clients.users, each.clients.groups, f"workloads[{number}].clients")
-        for number, each in chosen
-        if each.clients is not None
-        for name in each.names
+        name: known.rule(clients.users, clients.groups, setting) for names, clients, setting in chosen for name in names
     }
 
 

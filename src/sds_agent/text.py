@@ -33,6 +33,11 @@ def quoted(text: str, most: int = LONGEST_QUOTE) -> str:
     return ascii(text) if len(text) <= most else ascii(text[:most]) + MARK
 
 
+def listing(names: Sequence[str], most: int, longest: int) -> str:
+    """The first `most` names in quotes, each with so many characters at most, and a mark if there are more."""
+    return ", ".join(quoted(name, longest) for name in names[:most]) + (", ..." if len(names) > most else "")
+
+
 def concealed(text: str) -> str:
     """The text without what may be a user's name and a password in a URL: what is between its `//` and its last `@`."""
     begin, slashes, rest = text.partition("//")

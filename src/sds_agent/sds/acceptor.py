@@ -352,8 +352,17 @@ class UnixAcceptor:
             log.event(LOG, "connection_ended", level=logging.WARNING, holder=holder, cause=why)
 
 
+def credentials(peer: socket.socket) -> tuple[int, int, int]:
+    """The process that connected, its user and its group, as ids at that moment; 0 for a process that lies in a PID
+    namespace which this one does not see. Raises OSError.
+    """
+    process, user, group = _CREDENTIALS.unpack(
+        peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    return process, user, group
+
+
 def _process(peer: socket.socket) -> str | None:
     """The process that connected, if it is in a PID namespace that this one sees."""
-    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    process, user, _ = _CREDENTIALS.unpack(credentials)
+    process, user, _ = credentials(peer)
     return f"pid {process} (uid {user})" if process else None

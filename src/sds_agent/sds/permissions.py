@@ -15,24 +15,27 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from sds_agent import accounts
+from sds_agent.directories import UNMAPPED
 from sds_agent.errors import Problem, ProblemsError
+from sds_agent.sds.acceptor import credentials
 from sds_agent.sds.catalog import Catalog
-from sds_agent.sds.protocol import Absence, Finish, Note, Refused, Resource, StatusCode
+from sds_agent.sds.protocol import (
+    LONGEST_NAME,
+    MOST_REFUSED,
+    Absence,
+    Finish,
+    Note,
+    Refused,
+    Resource,
+    StatusCode,
+)
 from sds_agent.sds.status import NameStatus
-from sds_agent.text import quoted
+from sds_agent.text import listing
 
 LISTED = 250
 """Names of which a refused client is told those that it may ask for."""
-MOST_NAMES = 4
-"""Names that it may not have, of which it is told."""
-LONGEST_NAME = 60
-"""Characters of a name in what a refused client is told."""
-_CREDENTIALS = struct.Struct("iII")
-"""A process, its user and its group (struct ucred, unix(7))."""
 _PEER_GROUPS = 59
 """SO_PEERGROUPS (asm-generic/socket.h), for which Python has no name: all supplementary groups of the process."""
-_OVERFLOW = 65534
-"""What the kernel calls an id that this user namespace does not know (user_namespaces(7))."""
 _GROUPS_SIZE = 1024
 """Bytes that Python takes from the kernel at most: 256 groups."""
 
@@ -74,7 +77,7 @@ def _ids(
         if name in known:
             continue
         found = look_up(name, setting, "make it, or name another")
-        if found == _OVERFLOW:
+        if found == UNMAPPED:
             problem = f"names the {kind} {name!r}, whose id {found} stands for each {kind} of other user namespaces"
             raise ProblemsError([Problem((setting,), problem, f"run those who may ask under a {kind} of their own")])
         known[name] = found
@@ -98,10 +101,9 @@ def process_of(connected: socket.socket | None) -> ClientProcess | None:
     if connected is None:
         return None
     try:
-        credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _, user, group = credentials(connected)
     except OSError:
         return None
-    _, user, group = _CREDENTIALS.unpack(credentials)
     packed = b""
     with suppress(OSError):  # it has more of them: then its own group and its user count, and nothing else
         packed = connected.getsockopt(socket.SOL_SOCKET, _PEER_GROUPS, _GROUPS_SIZE)
@@ -186,23 +188,25 @@ class VisibleCatalog:
         """The same action; one that refuses names which the process may not have says so, of these alone."""
         if isinstance(action, Finish):
             return [self.denied(action)]
-        if not isinstance(action, Refused) or not (cause := self._cause(action.names)):
+        if not isinstance(action, Refused):
             return [action]
         allowed = self.allowed(action.names)
+        hidden = tuple(name for name in action.names if name not in allowed)
+        if not hidden:
+            return [action]
         others = tuple(name for name in action.names if name in allowed)
-        hidden = Refused(tuple(name for name in action.names if name not in allowed), cause)
-        return [hidden, Refused(others)] if others else [hidden]
+        refused = Refused(hidden, self._cause(hidden))
+        return [refused, Refused(others)] if others else [refused]
 
     def denied(self, finish: Finish) -> Finish:
         """The same end; one for the sake of names which the process may not have says so."""
-        cause = self._cause(finish.names) if finish.code is StatusCode.NOT_FOUND else ""
-        return Finish(StatusCode.PERMISSION_DENIED, finish.names, cause) if cause else finish
+        if finish.code is not StatusCode.NOT_FOUND:
+            return finish
+        hidden = tuple(name for name in finish.names if not self._permissions.may(self._process, name))
+        return Finish(StatusCode.PERMISSION_DENIED, finish.names, self._cause(hidden)) if hidden else finish
 
-    def _cause(self, names: tuple[str, ...]) -> str:
-        """Why it does not get those of the names that it may not have; empty where it may have each that there is."""
-        hidden = [quoted(name, LONGEST_NAME) for name in names if not self._permissions.may(self._process, name)]
-        if not hidden:
-            return ""
-        many = ", ..." if len(hidden) > MOST_NAMES else ""
+    def _cause(self, hidden: tuple[str, ...]) -> str:
+        """Why it does not get these names, which it may not have."""
         process = self._process or "a process that has left"
-        return f"{process} may not have {', '.join(hidden[:MOST_NAMES])}{many}: workloads[].clients names who may"
+        names = listing(hidden, MOST_REFUSED, LONGEST_NAME)
+        return f"{process} may not have {names}: workloads[].clients names who may"

@@ -21,6 +21,12 @@ ignores it.
 """
 
 
+MOST_REFUSED = 4
+"""Names of those that a client does not get, in the status message."""
+LONGEST_NAME = 60
+"""Characters of a name in it."""
+
+
 class Resource(Sensitive, frozen=True):
     """A secret under the name it was asked for, with its encoded forms: an entry of a SotW answer, and of a Delta
     answer; `version_info` is the version of a SotW answer that has no other resource.

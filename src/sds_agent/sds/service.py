@@ -23,6 +23,8 @@ from sds_agent.sds.codec import MalformedMessageError, decode, decode_delta, enc
 from sds_agent.sds.counts import SdsCounts
 from sds_agent.sds.journal import Journal, StreamJournal
 from sds_agent.sds.protocol import (
+    LONGEST_NAME,
+    MOST_REFUSED,
     Absence,
     DeltaRequest,
     Finish,
@@ -39,7 +41,7 @@ from sds_agent.sds.sotw import SotwSession
 from sds_agent.sds.status import NameStatus, StreamStatus
 from sds_agent.sds.stream import BEHIND, FULL, Conversation, R, Stream
 from sds_agent.secrets.store import SecretStore
-from sds_agent.text import cut, printable, quoted
+from sds_agent.text import cut, listing, printable, quoted
 
 if TYPE_CHECKING:
     from sds_agent.sds.departed import DepartedStream, Departures
@@ -67,8 +69,6 @@ only after seconds that gRPC has taken one.
 
 LONGEST_DETAIL = 1000
 """Characters in a status message: a gRPC client closes a connection that sends it headers of more than 8 KB."""
-LONGEST_NAME = 60
-"""Characters of a name in it."""
 
 FAULT = Finish(StatusCode.INTERNAL, detail="the agent has a fault; see its log")
 """How a call ends that meets an exception, whose own text might contain a key."""
@@ -577,10 +577,9 @@ def explain(finish: Finish, offered: tuple[str, ...], directories: tuple[Path, .
     """The status message: which names are not served, and which are; in ASCII, and bounded whatever the peer sent."""
     if finish.detail:
         return finish.detail
-    asked = ", ".join(quoted(name, LONGEST_NAME) for name in finish.names[:4])
-    more = ", ..." if len(finish.names) > 4 else ""
+    asked = listing(finish.names, MOST_REFUSED, LONGEST_NAME)
     served = ", ".join(quoted(name, LONGEST_NAME) for name in offered[: LONGEST_DETAIL // 4])
     files = ", ".join(quoted(str(each), LONGEST_NAME) for each in directories)
     of_files = [f"file-cert: and file-root: names of files below {files}"] if files else []
     known = ", and ".join([*([served] if served else []), *of_files])  # of thousands the first may be for others
-    return cut(f"no secret named {asked}{more}{f'; this agent serves {known}' if known else ''}", LONGEST_DETAIL)
+    return cut(f"no secret named {asked}{f'; this agent serves {known}' if known else ''}", LONGEST_DETAIL)
