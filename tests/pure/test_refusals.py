@@ -1,5 +1,6 @@
 """What is sent to an Envoy that has refused a secret: what makes it take the others, and no more than that."""
 
+from fakes.compared import Name
 from fakes.served import Served
 
 from sds_agent.sds.protocol import Absence, Acked, Nacked, Resource
@@ -321,16 +322,7 @@ def test_a_replacement_that_goes_out_is_reported_once() -> None:
 
 def test_a_list_of_thousands_of_names_is_gone_through_once_and_not_for_each_that_is_refused() -> None:
     """While it is, no other Envoy is served."""
-    compared = 0
-
-    class Name(str):
-        __slots__ = ()
-        __hash__ = str.__hash__
-
-        def __eq__(self, other: object) -> bool:
-            nonlocal compared
-            compared += 1
-            return str.__eq__(self, other)
+    Name.compared = 0
 
     class Left(Stream):
         def take_back(self, _name: str, _version: str, _count: int) -> str | None:
@@ -349,4 +341,4 @@ def test_a_list_of_thousands_of_names_is_gone_through_once_and_not_for_each_that
     kept = [Name(name) for name in reversed(names)]
     refusals.keep(stream, kept)
     instead.keep(kept)
-    assert 0 < compared <= 4 * len(names)
+    assert 0 < Name.compared <= 4 * len(names)
